@@ -15,21 +15,25 @@
 #include <stdint.h>
 #include <string.h>
 
-/* The result must be looked at; cast to void, with the reason beside it, where it may be ignored. */
+/* The result must be looked at; cast to void, with the reason beside it, where it may be ignored.
+ */
 #define must_check __attribute__((warn_unused_result))
 
-/* The function may suspend its task: what was learned from shared tables before the call may be stale after it. */
+/* The function may suspend its task: what was learned from shared tables before the call may be
+ * stale after it. */
 #define task_fn
 
-#define printf_like(format_index, first_arg) __attribute__((format(printf, format_index, first_arg)))
+#define printf_like(format_index, first_arg)                                                       \
+    __attribute__((format(printf, format_index, first_arg)))
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
-#define container_of(pointer, type, member) ((type *)(void *)((char *)(pointer)-offsetof(type, member)))
+#define container_of(pointer, type, member)                                                        \
+    ((type *)(void *)((char *)(pointer)-offsetof(type, member)))
 
-#define SECTOR_BYTES   512u
-#define BLOCK_BYTES    4096u
-#define BLOCK_SECTORS  8u
-#define MEMBERS_MAX    256u
+#define SECTOR_BYTES  512u
+#define BLOCK_BYTES   4096u
+#define BLOCK_SECTORS 8u
+#define MEMBERS_MAX   256u
 
 #define KIB 1024ull
 #define MIB (1024ull * KIB)
