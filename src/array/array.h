@@ -1,0 +1,107 @@
+/*
+ * array.h: a running array.
+ *
+ *            array_start                 first write            200 ms without a write, array_stop
+ *   members ------------> CLEAN (idle) ------------> ACTIVE ------------------------------> CLEAN
+ *                           ^ |  dirty at start: ACTIVE with a resync until parity is good     |
+ *                           +-+----------------------------------------------------------------+
+ *
+ * An array belongs to one loop. It owns its devices from a successful array_start on. Requests are
+ * tasks; any number may be in flight.
+ *
+ * R1. No data block goes out before the superblocks that say "active" are durable on all working
+ * members. R2. A write that a failing member missed is acknowledged only when the superblocks that
+ * say so are durable. R3. "Clean" is written only after all members were flushed after the last
+ * write. R4. A readonly array never writes anything anywhere.
+ */
+#ifndef STRIPELOG_ARRAY_H
+#define STRIPELOG_ARRAY_H
+
+#include "array/assemble.h"
+#include "runtime/pages.h"
+
+struct array;
+
+enum array_event_kind {
+    ARRAY_MEMBER_FAILED,  /* text says which and why */
+    ARRAY_READ_CORRECTED, /* a block was unreadable and has been reconstructed and written back */
+    ARRAY_RESYNC_STARTED,
+    ARRAY_RESYNC_PROGRESS, /* at most one a second */
+    ARRAY_RESYNC_DONE,
+    ARRAY_RESYNC_STOPPED, /* a member failed or the array is stopping; goes on at the next start */
+    ARRAY_FAILED,         /* more members lost than parity covers: read-only, EIO where needed */
+    ARRAY_WARNING,
+};
+
+struct array_event {
+    enum array_event_kind kind;
+    unsigned member;                  /* where it concerns one */
+    uint64_t done_bytes, total_bytes; /* resync: member bytes */
+    uint64_t rate_bytes_per_s;
+    uint64_t remaining_ms; /* UINT64_MAX while unknown */
+    char text[256];
+};
+
+struct array_config {
+    struct device **devices; /* in the order they were named */
+    unsigned device_count;
+    bool readonly;
+    unsigned force;        /* set of assemble_force */
+    uint64_t memory_bytes; /* the engine's share: scratch pages */
+    unsigned workers;      /* 0: 64 */
+    uint64_t idle_ns;      /* without a write before the superblocks say clean; 0: 200 ms */
+    bool resync_disabled;  /* tests: leave a dirty array dirty */
+    void (*event)(void *owner, const struct array_event *event); /* may be NULL; must not suspend */
+    void *owner;
+};
+
+/*
+ * Probes, decides, and starts; a dirty complete array starts its resync in the background. On
+ * success the devices in use are the array's (to be closed by array_destroy); on failure all stay
+ * the caller's. Devices that are left out (stale, spare) are the array's too and are closed by it.
+ * Errors as assemble_decide, and those of I/O.
+ */
+task_fn int array_start(struct loop *loop, const struct array_config *config, struct array **out,
+                        struct error *error) must_check;
+
+/* Waits for what is in flight, stops the resync (recording its checkpoint), flushes, writes clean
+ * superblocks. No request may come after it. 0, or the error that left the array dirty. */
+task_fn int array_stop(struct array *array) must_check;
+/* After array_stop, or instead of it (then the array stays as it is on disk, as after a crash). All
+ * tasks must have ended. */
+void array_destroy(struct array *array);
+
+/* offset, length: multiples of 4096 in range; memory 4 KiB-aligned. 0, -EIO. */
+task_fn int array_read(struct array *array, void *memory, uint64_t offset,
+                       uint64_t length) must_check;
+/* Any range. Whole blocks are written from the caller's memory where it is congruent to offset
+ * modulo 4096, else copied. memory must not change until this returns. 0, -EIO, -EROFS. fua:
+ * durable on return. */
+task_fn int array_write(struct array *array, const void *memory, uint64_t offset, uint64_t length,
+                        bool fua) must_check;
+/* As a write of zeros; punches whole stripes where all devices promise zeros and may_punch. */
+task_fn int array_zero(struct array *array, uint64_t offset, uint64_t length, bool may_punch,
+                       bool fast_only, bool fua) must_check;
+/* Punches whole stripes where the devices promise zeros; leaves the rest alone. */
+task_fn int array_trim(struct array *array, uint64_t offset, uint64_t length, bool fua) must_check;
+/* Durable: every write that had returned when this was called. */
+task_fn int array_flush(struct array *array) must_check;
+/* Waits until no resync runs; true if parity is good everywhere. */
+task_fn bool array_resync_wait(struct array *array);
+
+/* --- What it is and how it is ---- */
+
+struct array_status {
+    uint64_t size_bytes;
+    const struct geometry *geometry;
+    const struct superblock *superblock; /* of the freshest member; borrowed */
+    const struct assembly *assembly;     /* as decided at start; borrowed */
+    bool readonly, active, failed, resyncing;
+    unsigned degraded;
+    uint64_t resync_done_bytes, resync_total_bytes;
+    uint64_t reads_corrected, members_failed;
+    uint64_t superblock_updates;
+};
+void array_status(const struct array *array, struct array_status *status);
+
+#endif

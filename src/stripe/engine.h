@@ -1,0 +1,96 @@
+/*
+ * engine.h: reading and writing stripes, with parity kept true.
+ *
+ * The array's members are cut into groups: the same 256 KiB (fewer with many members) of
+ * every member, a power of two of stripes. A group is what is locked, planned, read, computed and
+ * written at once. Writes (and reads that must reconstruct, and resync) are pieces that queue at
+ * their group; at the end of the loop's turn a worker takes the group with all its pieces, so that
+ * requests for the same or neighbouring stripes become one run of long I/Os.
+ *
+ *   piece --> group queue --> worker: lock group, take all pieces
+ *                               reads:  reconstruct, answer
+ *                               writes: plan -> read -> parity -> write all members -> failures
+ * recorded -> answer unlock; again if pieces came meanwhile
+ *
+ * Healthy reads do not queue: they go straight from the member into the caller's memory.
+ *
+ * E1. At most one worker has a group; only it reads for parity, or writes, in the group.
+ * E2. A delta (read-modify-write) is used only where parity is known good; elsewhere parity is made
+ * from all data. E3. A worker takes its scratch pages before it locks; with the lock it waits only
+ * for devices. E4. A block that could not be read is reconstructed, written back and read again
+ * before it is trusted. E5. A write is answered when data and parity are on every working member,
+ * and every failure on the way is recorded.
+ */
+#ifndef STRIPELOG_ENGINE_H
+#define STRIPELOG_ENGINE_H
+
+#include "device/device.h"
+#include "format/bad_blocks.h"
+#include "geometry/geometry.h"
+#include "runtime/pages.h"
+
+enum member_state {
+    MEMBER_MISSING, /* no device, or failed: neither read nor written */
+    MEMBER_IN_SYNC,
+    MEMBER_REBUILDING, /* written everywhere, read below recovered_bytes */
+};
+
+struct member {
+    enum member_state state;
+    struct device *device;        /* borrowed; stays while I/O is in flight after a failure */
+    uint64_t data_offset;         /* bytes on the device */
+    uint64_t recovered_bytes;     /* with MEMBER_REBUILDING: good below */
+    const struct bad_blocks *bad; /* borrowed; NULL if none */
+};
+
+/* Regions where parity is not known good: from `from` on, and (with bits) only where the region's
+ * bit is set. */
+struct unsynced {
+    uint64_t from;         /* member bytes; UINT64_MAX: parity is good everywhere */
+    const uint8_t *bits;   /* borrowed; NULL: all from `from` on */
+    uint64_t region_bytes; /* of a bit */
+};
+
+struct engine;
+
+struct engine_config {
+    struct loop *loop;
+    const struct geometry *geometry; /* borrowed */
+    struct member *members;    /* borrowed, geometry->members of them; the owner changes states */
+    struct unsynced *unsynced; /* borrowed; the owner moves it */
+    uint64_t scratch_bytes;    /* memory for old content, parity and partial blocks */
+    unsigned workers;
+    void *owner;
+    /* A write or flush to the member failed, or what was read could not be mended: the owner sets
+     * its state to MISSING at once and begins to record it. Called in a task; must not suspend. */
+    void (*member_failed)(void *owner, unsigned member, int error, const char *operation);
+    /* Suspends until every failure told so far is durable in the superblocks (at once if none is
+     * under way). */
+    task_fn void (*failures_recorded)(void *owner);
+    /* A block was reconstructed and written back. Must not suspend. */
+    void (*read_corrected)(void *owner, unsigned member, uint64_t member_offset);
+};
+
+int engine_create(const struct engine_config *config, struct engine **out,
+                  struct error *error) must_check;
+/* All requests must have returned. */
+void engine_destroy(struct engine *engine);
+
+/* Semantics and alignment as array_read ... array_flush (array.h), without admission. */
+task_fn int engine_read(struct engine *engine, void *memory, uint64_t offset,
+                        uint64_t length) must_check;
+task_fn int engine_write(struct engine *engine, const void *memory, uint64_t offset,
+                         uint64_t length, bool fua) must_check;
+task_fn int engine_zero(struct engine *engine, uint64_t offset, uint64_t length, bool may_punch,
+                        bool fast_only, bool fua) must_check;
+task_fn int engine_trim(struct engine *engine, uint64_t offset, uint64_t length,
+                        bool fua) must_check;
+/* Flushes every working member; callers that come during a flush share the next. */
+task_fn int engine_flush(struct engine *engine) must_check;
+
+/* Makes parity of the group at member_offset (a multiple of engine_group_bytes) agree with its
+ * data. 0, -EIO. */
+task_fn int engine_resync_group(struct engine *engine, uint64_t member_offset) must_check;
+uint64_t engine_group_bytes(const struct engine *engine);
+
+#endif
