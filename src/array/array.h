@@ -69,7 +69,7 @@ task_fn int array_start(struct loop *loop, const struct array_config *config, st
 task_fn int array_stop(struct array *array) must_check;
 /* After array_stop, or instead of it (then the array stays as it is on disk, as after a crash). All
  * tasks must have ended. */
-void array_destroy(struct array *array);
+task_fn void array_destroy(struct array *array);
 
 /* offset, length: multiples of 4096 in range; memory 4 KiB-aligned. 0, -EIO. */
 task_fn int array_read(struct array *array, void *memory, uint64_t offset,

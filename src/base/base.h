@@ -19,6 +19,9 @@
  */
 #define must_check __attribute__((warn_unused_result))
 
+/* For a must_check result that does not matter; the reason stands beside it. */
+#define ignored(call) ((void)!(call))
+
 /* The function may suspend its task: what was learned from shared tables before the call may be
  * stale after it. */
 #define task_fn

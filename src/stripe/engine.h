@@ -60,6 +60,7 @@ struct engine_config {
     struct unsynced *unsynced; /* borrowed; the owner moves it */
     uint64_t scratch_bytes;    /* memory for old content, parity and partial blocks */
     unsigned workers;
+    bool readonly; /* nothing is ever written, not even to mend a block */
     void *owner;
     /* A write or flush to the member failed, or what was read could not be mended: the owner sets
      * its state to MISSING at once and begins to record it. Called in a task; must not suspend. */
@@ -74,7 +75,7 @@ struct engine_config {
 int engine_create(const struct engine_config *config, struct engine **out,
                   struct error *error) must_check;
 /* All requests must have returned. */
-void engine_destroy(struct engine *engine);
+task_fn void engine_destroy(struct engine *engine);
 
 /* Semantics and alignment as array_read ... array_flush (array.h), without admission. */
 task_fn int engine_read(struct engine *engine, void *memory, uint64_t offset,
@@ -88,9 +89,18 @@ task_fn int engine_trim(struct engine *engine, uint64_t offset, uint64_t length,
 /* Flushes every working member; callers that come during a flush share the next. */
 task_fn int engine_flush(struct engine *engine) must_check;
 
-/* Makes parity of the group at member_offset (a multiple of engine_group_bytes) agree with its
- * data. 0, -EIO. */
-task_fn int engine_resync_group(struct engine *engine, uint64_t member_offset) must_check;
+/* The flush alone: failures are told but not waited for. For the owner, while it records. */
+task_fn void engine_flush_members(struct engine *engine);
+
+/* Groups that one engine_resync takes at most. */
+#define ENGINE_RESYNC_GROUPS_MAX 16u
+
+/*
+ * Makes parity of `groups` groups from member_offset on (a multiple of engine_group_bytes) agree
+ * with their data. 0; -EIO where a data block cannot be read or a member failed.
+ */
+task_fn int engine_resync(struct engine *engine, uint64_t member_offset,
+                          unsigned groups) must_check;
 uint64_t engine_group_bytes(const struct engine *engine);
 
 #endif

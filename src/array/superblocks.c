@@ -1,0 +1,234 @@
+/*
+ * superblocks.c: what the members' superblocks say, and when.
+ *
+ * One update is: flush all members; then the superblocks of all working members with events + 1,
+ * durable.
+ *
+ * B1. The flush separates what the members hold from what the superblocks say of it: without it a
+ * superblock could call parity good that is still in a cache and then lost. B2. Updates go to all
+ * working members before the next begins, so that a crash leaves them at most one apart. If they
+ * are apart at the start (a crash cut an update short) they are levelled first, else a member could
+ * fall two behind in the next update and be left out as stale. B3. A failure costs two updates: the
+ * failed member, whose own superblock is not touched, is then out of the window in which a member
+ * one behind is accepted. So does a start without a member. B4. A superblock larger than a sector
+ * may tear, so it is written to half of the members, and to the others when that is durable: one
+ * half is whole at any time.
+ */
+#include "array/internal.h"
+
+bool
+array_beyond_parity(const struct array *array)
+{
+    unsigned degraded = 0;
+
+    for (unsigned m = 0; m < array->assembly.members; ++m)
+        degraded += array->members[m].state != MEMBER_IN_SYNC;
+    return degraded > array->assembly.geometry.parities;
+}
+
+/* The slot of a candidate, or NO_MEMBER. */
+static unsigned
+candidate_slot(const struct array *array, unsigned candidate)
+{
+    for (unsigned m = 0; m < array->assembly.members; ++m)
+        if (array->member_candidate[m] == (int)candidate)
+            return m;
+    return NO_MEMBER;
+}
+
+/* Is this device's superblock ours to keep up to date? */
+static bool
+candidate_written(const struct array *array, unsigned candidate)
+{
+    const unsigned slot = candidate_slot(array, candidate);
+
+    if (slot != NO_MEMBER)
+        return array->members[slot].state != MEMBER_MISSING;
+    return array->fates[candidate] == FATE_SPARE;
+}
+
+/* The table of roles, from what is known: everybody else's entry is "unused". */
+static void
+roles_fill(const struct array *array, struct superblock *target)
+{
+    for (unsigned i = 0; i < target->max_dev; ++i)
+        target->dev_roles[i] = SUPERBLOCK_ROLE_SPARE;
+    for (unsigned c = 0; c < array->candidates_count; ++c) {
+        const unsigned slot = candidate_slot(array, c);
+        const uint32_t number = array->candidates[c].superblock.dev_number;
+
+        if (slot == NO_MEMBER || number >= target->max_dev)
+            continue;
+        target->dev_roles[number] =
+            (uint16_t)(array->members[slot].state == MEMBER_MISSING ? SUPERBLOCK_ROLE_FAULTY
+                                                                    : slot);
+    }
+}
+
+static void
+superblock_fill(const struct array *array, struct superblock *sb, uint64_t resync_from)
+{
+    const uint64_t now_us = loop_wall_us(array->loop);
+    const struct superblock *freshest = array->assembly.freshest;
+
+    sb->events = array->events;
+    sb->utime = superblock_time(now_us / 1000000, 0);
+    /* Nobody keeps the bitmap up to date, so it must be gone with the first update (it is read at
+     * the start). */
+    sb->feature_map &= ~(uint32_t)SUPERBLOCK_FEATURE_BITMAP;
+    sb->bitmap_offset_sectors = 0;
+    sb->resync_offset_sectors =
+        resync_from == UINT64_MAX ? SUPERBLOCK_RESYNC_DONE : resync_from / SECTOR_BYTES;
+    sb->max_dev = freshest->max_dev;
+    roles_fill(array, sb);
+}
+
+struct update {
+    struct io_group ios; /* first: the callback finds us by it */
+    int *errors;         /* by candidate */
+};
+
+static void
+update_failed(struct io_group *group, const struct io *io)
+{
+    struct update *update = container_of(group, struct update, ios);
+
+    update->errors[io->tag] = io->result;
+}
+
+/* Writes the superblocks of every candidate whose index has this parity of half (2: of all) and
+ * waits. */
+static task_fn void
+superblocks_write_half(struct array *array, int *errors, unsigned half)
+{
+    struct update update = {.errors = errors};
+
+    io_group_init(&update.ios, array->loop);
+    update.ios.failed = update_failed;
+    for (unsigned c = 0; c < array->candidates_count; ++c) {
+        const struct candidate *candidate = &array->candidates[c];
+        struct io *io;
+
+        if (!candidate_written(array, c) || (half < 2 && c % 2 != half))
+            continue;
+        io = io_take(&array->superblock_ios);
+        io->op = IO_WRITE;
+        io->fua = true;
+        io->tag = c;
+        io->offset = superblock_offset_bytes(&candidate->superblock);
+        if (!io_add(io, array->superblock_pages + (size_t)c * SUPERBLOCK_BYTES, SUPERBLOCK_BYTES))
+            assert(!"a fresh io has room");
+        io_submit(io, candidate->device, &update.ios);
+    }
+    (void)io_wait(&update.ios); /* judged by candidate */
+}
+
+/* Marks members (and spares) whose superblock could not be written; true if there were any. */
+static bool
+superblocks_judge(struct array *array, const int *errors)
+{
+    bool any = false;
+
+    for (unsigned c = 0; c < array->candidates_count; ++c) {
+        const unsigned slot = candidate_slot(array, c);
+
+        if (errors[c] == 0)
+            continue;
+        any = true;
+        if (slot == NO_MEMBER) {
+            array->fates[c] = FATE_FAULTY;
+            array_tell(array, ARRAY_WARNING, NO_MEMBER,
+                       "%s: spare left out: its superblock cannot be written: %s",
+                       array->candidates[c].device->name, strerror(-errors[c]));
+        } else if (array->members[slot].state != MEMBER_MISSING) {
+            array_member_failed(array, slot, errors[c], "superblock");
+        }
+    }
+    return any;
+}
+
+/* Encodes and writes all superblocks with array->events. */
+static task_fn bool
+superblocks_write(struct array *array, uint64_t resync_from)
+{
+    int *const errors = array->superblock_errors;
+    bool torn = false;
+
+    memset(errors, 0, array->candidates_count * sizeof *errors);
+    for (unsigned c = 0; c < array->candidates_count; ++c) {
+        struct superblock *sb = &array->candidates[c].superblock;
+        uint8_t *page = array->superblock_pages + (size_t)c * SUPERBLOCK_BYTES;
+
+        if (!candidate_written(array, c))
+            continue;
+        superblock_fill(array, sb, resync_from);
+        torn =
+            torn || superblock_encode(sb, page) > array->candidates[c].device->logical_block_bytes;
+    }
+    superblocks_write_half(array, errors, torn ? 0 : 2);
+    if (torn)
+        superblocks_write_half(array, errors, 1);
+    return !superblocks_judge(array, errors);
+}
+
+/* One update of all, repeated without those that fail in it. */
+static task_fn int
+update_once(struct array *array, uint64_t resync_from)
+{
+    for (;;) {
+        uint64_t failures;
+
+        engine_flush_members(array->engine); /* B1 */
+        if (array_beyond_parity(array))
+            return -EIO;
+        if (array->uneven) {
+            /* B2: the same events for all, and of parity only what the least of them said. */
+            if (!superblocks_write(array, array->recorded_resync_from))
+                continue;
+            array->uneven = false;
+        }
+        ++array->events;
+        failures =
+            array->failures; /* what the superblocks are about to say; no suspend in between */
+        if (superblocks_write(array, resync_from)) {
+            array->failures_recorded = failures;
+            array->recorded_resync_from = resync_from;
+            ++array->updates;
+            return 0;
+        }
+    }
+}
+
+task_fn int
+superblocks_update(struct array *array, uint64_t resync_from)
+{
+    uint64_t recorded;
+    int result;
+
+    tokens_take(array->loop, &array->superblock_lock, 1);
+    recorded = array->failures_recorded;
+    /* Only with the lock: another update may have been waiting before this one. */
+    if (resync_from == RESYNC_AS_RECORDED)
+        resync_from = array->recorded_resync_from;
+    result = update_once(array, resync_from);
+    if (result == 0 && (array->failures_recorded > recorded || !array->absent_outrun)) {
+        array->absent_outrun = true;
+        result = update_once(array, resync_from); /* B3 */
+    }
+    tokens_give(array->loop, &array->superblock_lock, 1);
+    return result;
+}
+
+task_fn void
+superblocks_record_failures(struct array *array)
+{
+    const uint64_t told = array->failures;
+
+    while (array->failures_recorded < told && !array_beyond_parity(array)) {
+        /* Somebody else's update may be under way and may or may not have seen ours. */
+        tokens_take(array->loop, &array->superblock_lock, 1);
+        tokens_give(array->loop, &array->superblock_lock, 1);
+        if (array->failures_recorded < told && superblocks_update(array, RESYNC_AS_RECORDED) < 0)
+            return;
+    }
+}

@@ -1,0 +1,168 @@
+/*
+ * internal.h: what the files of src/stripe share.
+ *
+ *   engine.c   creation, groups and their queues, workers, flush
+ *   request.c  requests cut into pieces; direct reads
+ *   run.c      what a worker does with a group
+ *   plan.c     which blocks must be read (pure)
+ *
+ *            piece queued            turn ends, a worker is free        no piece left
+ *   (none) --------------> READY -------------------------------> BUSY -------------> (none)
+ *                                                                 |  ^
+ *                                                                 +--+ pieces came meanwhile
+ */
+#ifndef STRIPELOG_STRIPE_INTERNAL_H
+#define STRIPELOG_STRIPE_INTERNAL_H
+
+#include "stripe/engine.h"
+#include "stripe/plan.h"
+
+/* Pieces that one request has queued at a time. */
+#define REQUEST_PIECES_MAX 16u
+
+enum piece_kind {
+    PIECE_READ,
+    PIECE_WRITE,
+    PIECE_ZERO,   /* write zeros, never punch */
+    PIECE_PUNCH,  /* zeros, punched where whole stripes allow it, written elsewhere */
+    PIECE_TRIM,   /* punched where whole stripes allow it, ignored elsewhere */
+    PIECE_RESYNC, /* a whole group: parity from data */
+};
+
+/* One request's part in one group: a contiguous range of the array (RESYNC: none, the whole group).
+ */
+struct piece {
+    enum piece_kind kind;
+    bool fua;
+    uint64_t array_offset, length; /* bytes */
+    uint8_t *memory;               /* READ: filled; WRITE: read from. The requester's */
+    int result;
+    struct request *request;
+    struct piece *next;
+};
+
+/* Who waits for pieces; on the requester's stack. */
+struct request {
+    unsigned pending;
+    int error; /* the first */
+    struct task *waiter;
+};
+
+struct piece_list {
+    struct piece *first, **last;
+};
+
+struct group {
+    uint64_t index; /* member offset / group_bytes */
+    bool queued;    /* READY or BUSY */
+    struct piece_list pieces;
+    struct group *hash_next; /* also the free list's */
+    struct group *ready_next;
+};
+
+/* What a worker needs to process a group; one a worker, reused. Arrays have geometry->members
+ * entries, or members * group_stripes for blocks. */
+struct run {
+    struct engine *engine;
+    struct task *task; /* while it waits for work */
+    struct run *idle_next;
+    struct group *group;
+    struct piece_list pieces; /* taken from the group */
+    uint64_t base;            /* member offset of the group */
+    uint64_t stripes;         /* mask of those that exist in this group */
+    bool fua;
+
+    struct plan plan; /* its arrays are in masks */
+    uint64_t *masks;  /* owned: all of the mask arrays */
+    uint64_t *full;   /* blocks with wholly new content */
+    uint64_t *part;   /* blocks with partly new content */
+    uint64_t *own;    /* of both, blocks that are put together in a page of ours */
+    uint64_t *zero;   /* blocks that a PUNCH piece made zero and nothing has written since */
+    uint64_t *trim;   /* blocks that a TRIM piece covers and nothing has written */
+    uint64_t *unreadable;
+    uint64_t *errors;  /* of unreadable, those of working members that said EIO: to be mended */
+    uint64_t *suspect; /* in a long read that failed: to be read one by one */
+    uint64_t *writable;
+    uint64_t *write;    /* blocks to be written, from new_block */
+    uint64_t touched;   /* stripes that are written */
+    uint64_t punched;   /* stripes that are punched */
+    bool punch_refused; /* a device turned out not to punch */
+
+    uint8_t **old_block; /* owned: this and the next two; [member * group_stripes + stripe] */
+    uint8_t **new_block;
+    uint8_t **own_block;
+
+    uint8_t *area; /* scratch of this phase, from engine->scratch; NULL if none was needed */
+    uint64_t area_bytes, area_used;
+
+    struct io_group ios;
+    bool read_errors;  /* since it was cleared: errors or suspect have grown */
+    int *member_error; /* owned; by member: a write failed with this, or 0 */
+};
+
+struct engine {
+    struct engine_config config;
+    struct loop *loop;
+    const struct geometry *geometry;
+    struct member *members;
+    unsigned members_count;
+    struct row_shapes shapes;
+    uint64_t group_bytes; /* of each member */
+    unsigned group_stripes;
+    unsigned rows_per_group; /* 0 where a chunk is larger than a group */
+    uint8_t *zeros;          /* owned; group_bytes of them */
+
+    struct pages *scratch; /* owned */
+    struct io_pool ios;
+
+    struct group *groups; /* owned array */
+    struct group *groups_free;
+    struct group **hash; /* owned; hash_mask + 1 heads */
+    uint64_t hash_mask;
+    struct wait_queue groups_wanted;
+    struct group *ready_first, **ready_last;
+
+    struct run *runs; /* owned array */
+    struct run *idle;
+    unsigned workers_alive;
+    bool quitting;
+    struct wait_queue quit_waiters;
+    struct turn_hook turn_end;
+
+    uint64_t flushes_begun, flushes_done;
+    bool flush_running;
+    struct wait_queue flush_waiters;
+};
+
+static inline void
+piece_list_init(struct piece_list *list)
+{
+    list->first = NULL;
+    list->last = &list->first;
+}
+
+static inline void
+piece_list_add(struct piece_list *list, struct piece *piece)
+{
+    piece->next = NULL;
+    *list->last = piece;
+    list->last = &piece->next;
+}
+
+/* True when the member's content at [offset, offset + length) (member bytes) may be read. */
+bool member_readable(const struct member *member, uint64_t offset, uint64_t length);
+
+/* Members that cannot be read as a whole: missing or rebuilding. */
+unsigned engine_degraded(const struct engine *engine);
+
+/* Queues a piece at its group; waits for a free group. */
+task_fn void engine_queue(struct engine *engine, struct piece *piece, uint64_t member_offset);
+
+/* All that a worker does with run->pieces; every piece's result is set on return, none is told yet.
+ */
+task_fn void run_group(struct run *run);
+
+int run_init(struct run *run, struct engine *engine) must_check;
+void run_fini(struct run *run);
+
+#endif

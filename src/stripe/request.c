@@ -1,0 +1,294 @@
+/*
+ * request.c: requests cut into pieces, and the reads that need none.
+ *
+ * A request waits on its own stack for its pieces; at most REQUEST_PIECES_MAX are queued at a time,
+ * so that a large request takes no more of anything than a few small ones.
+ */
+#include "stripe/internal.h"
+
+/* --- Pieces -------------------------------------------------------------------------------- */
+
+/* The pieces of one request that are queued, in a ring: a slot is free again when its piece is
+ * answered, which is known only for all together, so a full window is waited out. */
+static_assert(ENGINE_RESYNC_GROUPS_MAX <= REQUEST_PIECES_MAX, "one window holds a resync step");
+
+struct window {
+    struct engine *engine;
+    struct request request;
+    struct piece pieces[REQUEST_PIECES_MAX];
+    unsigned count;
+};
+
+static task_fn void
+window_drain(struct window *window)
+{
+    struct request *request = &window->request;
+
+    if (request->pending > 0) {
+        request->waiter = task_self(window->engine->loop);
+        task_suspend(window->engine->loop);
+    }
+    assert(request->pending == 0);
+    window->count = 0;
+}
+
+static task_fn void
+window_add(struct window *window, const struct piece *piece, uint64_t member_offset)
+{
+    struct piece *slot;
+
+    if (window->count == REQUEST_PIECES_MAX)
+        window_drain(window);
+    slot = &window->pieces[window->count++];
+    *slot = *piece;
+    slot->request = &window->request;
+    engine_queue(window->engine, slot, member_offset);
+}
+
+/* Length of the piece that begins at an array offset: to the end of its group, and of its chunk
+ * where a chunk is larger. */
+static uint64_t
+piece_length(const struct engine *engine, uint64_t array_offset, const struct place *place)
+{
+    if (engine->rows_per_group == 0)
+        return min_u64(place->length,
+                       engine->group_bytes - place->member_offset % engine->group_bytes);
+    /* Whole rows in a group: what the group holds of the array is one range. */
+    const uint64_t group_data_bytes = engine->group_bytes * engine->geometry->data_members;
+
+    return group_data_bytes - array_offset % group_data_bytes;
+}
+
+/* Queues [offset, offset + length) as pieces like the given one. */
+static task_fn void
+window_add_range(struct window *window, struct piece like, uint64_t offset, uint64_t length)
+{
+    uint8_t *memory = like.memory;
+
+    while (length > 0) {
+        struct place place;
+
+        geometry_map(window->engine->geometry, offset, &place);
+        like.array_offset = offset;
+        like.length = min_u64(length, piece_length(window->engine, offset, &place));
+        like.memory = memory;
+        window_add(window, &like, place.member_offset);
+        offset += like.length;
+        length -= like.length;
+        if (memory != NULL)
+            memory += like.length;
+    }
+}
+
+static task_fn int
+request_run(struct engine *engine, struct piece like, uint64_t offset, uint64_t length)
+{
+    struct window window = {.engine = engine};
+
+    window_add_range(&window, like, offset, length);
+    window_drain(&window);
+    return window.request.error;
+}
+
+/* --- Reading ------------------------------------------------------------------------------- */
+
+/*
+ * Straight from the members into the caller's memory. Consecutive rows of one member go out as one
+ * I/O; `open` holds the one being filled for each member.
+ */
+struct direct {
+    struct engine *engine;
+    struct io_group ios;
+    struct io *open[MEMBERS_MAX];
+};
+
+static void
+direct_submit(struct direct *direct, unsigned member)
+{
+    struct io *io = direct->open[member];
+
+    direct->open[member] = NULL;
+    io_submit(io, direct->engine->members[member].device, &direct->ios);
+}
+
+static void
+direct_submit_all(struct direct *direct)
+{
+    for (unsigned m = 0; m < direct->engine->members_count; ++m)
+        if (direct->open[m] != NULL)
+            direct_submit(direct, m);
+}
+
+static task_fn void
+direct_add(struct direct *direct, const struct place *place, uint8_t *memory, uint64_t length)
+{
+    struct engine *engine = direct->engine;
+    const uint64_t offset = engine->members[place->member].data_offset + place->member_offset;
+    struct io *io = direct->open[place->member];
+
+    if (io != NULL) {
+        if (io->offset + io->length == offset && io_add(io, memory, length))
+            return;
+        direct_submit(direct, place->member);
+    }
+    /* Waiting with unsent I/Os in hand could wait for ever. */
+    if (engine->ios.free == NULL)
+        direct_submit_all(direct);
+    io = io_take(&engine->ios);
+    io->op = IO_READ;
+    io->member = place->member;
+    io->offset = offset;
+    if (!io_add(io, memory, length))
+        assert(!"a fresh io has room");
+    direct->open[place->member] = io;
+}
+
+static task_fn int
+read_through_groups(struct engine *engine, void *memory, uint64_t offset, uint64_t length)
+{
+    return request_run(engine, (struct piece){.kind = PIECE_READ, .memory = memory}, offset,
+                       length);
+}
+
+/* The common small case: one I/O on one member. */
+static task_fn int
+read_single(struct engine *engine, void *memory, const struct place *place, uint64_t length)
+{
+    struct io_group ios;
+    struct io *io = io_take(&engine->ios);
+
+    io_group_init(&ios, engine->loop);
+    io->op = IO_READ;
+    io->member = place->member;
+    io->offset = engine->members[place->member].data_offset + place->member_offset;
+    if (!io_add(io, memory, length))
+        assert(!"a fresh io has room");
+    io_submit(io, engine->members[place->member].device, &ios);
+    return io_wait(&ios);
+}
+
+static task_fn int
+read_direct(struct engine *engine, uint8_t *memory, uint64_t offset, uint64_t length)
+{
+    struct window window = {.engine = engine};
+    struct direct direct = {.engine = engine};
+    int result;
+
+    io_group_init(&direct.ios, engine->loop);
+    while (length > 0) {
+        struct place place;
+        uint64_t part;
+
+        geometry_map(engine->geometry, offset, &place);
+        part = min_u64(length, place.length);
+        if (member_readable(&engine->members[place.member], place.member_offset, part)) {
+            direct_add(&direct, &place, memory, part);
+        } else {
+            direct_submit_all(&direct);
+            window_add_range(&window, (struct piece){.kind = PIECE_READ, .memory = memory}, offset,
+                             part);
+        }
+        memory += part;
+        offset += part;
+        length -= part;
+    }
+    direct_submit_all(&direct);
+    result = io_wait(&direct.ios);
+    window_drain(&window);
+    return window.request.error != 0 ? window.request.error : result;
+}
+
+task_fn int
+engine_read(struct engine *engine, void *memory, uint64_t offset, uint64_t length)
+{
+    struct place place;
+    int result;
+
+    assert(offset % BLOCK_BYTES == 0);
+    assert(length % BLOCK_BYTES == 0);
+    geometry_map(engine->geometry, offset, &place);
+    if (length <= place.length &&
+        member_readable(&engine->members[place.member], place.member_offset, length))
+        result = read_single(engine, memory, &place, length);
+    else
+        result = read_direct(engine, memory, offset, length);
+    /* Under the groups' locks what is unreadable is reconstructed and mended. */
+    if (result < 0)
+        result = read_through_groups(engine, memory, offset, length);
+    return result;
+}
+
+/* --- Changing ------------------------------------------------------------------------------ */
+
+task_fn int
+engine_write(struct engine *engine, const void *memory, uint64_t offset, uint64_t length, bool fua)
+{
+    /* Pieces have one memory pointer for both directions; WRITE pieces only read from it. */
+    return request_run(
+        engine,
+        (struct piece){.kind = PIECE_WRITE, .fua = fua, .memory = (uint8_t *)(uintptr_t)memory},
+        offset, length);
+}
+
+static bool
+punch_possible(const struct engine *engine)
+{
+    for (unsigned m = 0; m < engine->members_count; ++m)
+        if (engine->members[m].state != MEMBER_MISSING && !engine->members[m].device->punch_zeroes)
+            return false;
+    return true;
+}
+
+/* Whole rows: what punching can make zero without writing a block. */
+static bool
+rows_whole(const struct engine *engine, uint64_t offset, uint64_t length)
+{
+    const uint64_t row_bytes = engine->geometry->chunk_bytes * engine->geometry->data_members;
+
+    return offset % row_bytes == 0 && length % row_bytes == 0;
+}
+
+task_fn int
+engine_zero(struct engine *engine, uint64_t offset, uint64_t length, bool may_punch, bool fast_only,
+            bool fua)
+{
+    const bool punch = may_punch && punch_possible(engine);
+    int result;
+
+    if (fast_only && !(punch && rows_whole(engine, offset, length)))
+        return -ENOTSUP;
+    result =
+        request_run(engine, (struct piece){.kind = punch ? PIECE_PUNCH : PIECE_ZERO, .fua = fua},
+                    offset, length);
+    /* A punch carries no FUA. */
+    if (result == 0 && punch && fua)
+        result = engine_flush(engine);
+    return result;
+}
+
+task_fn int
+engine_trim(struct engine *engine, uint64_t offset, uint64_t length, bool fua)
+{
+    int result;
+
+    if (!punch_possible(engine))
+        return 0;
+    result = request_run(engine, (struct piece){.kind = PIECE_TRIM}, offset, length);
+    if (result == 0 && fua)
+        result = engine_flush(engine);
+    return result;
+}
+
+task_fn int
+engine_resync(struct engine *engine, uint64_t member_offset, unsigned groups)
+{
+    struct window window = {.engine = engine};
+
+    assert(member_offset % engine->group_bytes == 0);
+    assert(groups <= ENGINE_RESYNC_GROUPS_MAX);
+    for (unsigned i = 0; i < groups; ++i)
+        window_add(&window, &(struct piece){.kind = PIECE_RESYNC},
+                   member_offset + i * engine->group_bytes);
+    window_drain(&window);
+    return window.request.error;
+}

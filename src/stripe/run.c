@@ -1,0 +1,978 @@
+/*
+ * run.c: what a worker does with a group's pieces.
+ *
+ * Three phases, each complete before the next: reads that must reconstruct, changes, resync. A
+ * phase is
+ *
+ *      gather   which blocks the pieces concern                       (pure)
+ *      plan     which blocks must be read, which reconstructed        (plan.c, pure)
+ *      fetch    take scratch memory; read; reconstruct
+ *      ...      what the phase is for
+ *
+ * When a read fails, the blocks it was for become unreadable, the scratch memory is given back and
+ * the phase plans again, until nothing fails or a stripe is beyond what parity covers. Nothing is
+ * written before everything that is needed has been read.
+ */
+#include "stripe/internal.h"
+#include "parity/parity.h"
+#include <stdlib.h>
+
+#define MASK_ARRAYS 13u
+
+int
+run_init(struct run *run, struct engine *engine)
+{
+    const unsigned n = engine->members_count;
+    const size_t blocks = (size_t)n * engine->group_stripes;
+    uint64_t *mask;
+
+    run->engine = engine;
+    run->masks = calloc((size_t)MASK_ARRAYS * n, sizeof *run->masks);
+    run->old_block = calloc(3 * blocks, sizeof *run->old_block);
+    run->member_error = calloc(n, sizeof *run->member_error);
+    if (run->masks == NULL || run->old_block == NULL || run->member_error == NULL)
+        return -ENOMEM;
+    run->new_block = run->old_block + blocks;
+    run->own_block = run->new_block + blocks;
+    mask = run->masks;
+    uint64_t **const arrays[MASK_ARRAYS] = {
+        &run->full,       &run->part,      &run->own,          &run->zero,     &run->trim,
+        &run->unreadable, &run->errors,    &run->suspect,      &run->writable, &run->write,
+        &run->plan.need,  &run->plan.want, &run->plan.recover,
+    };
+    for (unsigned i = 0; i < MASK_ARRAYS; ++i, mask += n)
+        *arrays[i] = mask;
+    run->plan.shapes = &engine->shapes;
+    run->plan.row_stripes =
+        (unsigned)min_u64(engine->geometry->chunk_bytes / BLOCK_BYTES, 1u << 30);
+    run->plan.members = n;
+    run->plan.unreadable = run->unreadable;
+    run->plan.writable = run->writable;
+    return 0;
+}
+
+void
+run_fini(struct run *run)
+{
+    free(run->masks);
+    free(run->old_block);
+    free(run->member_error);
+}
+
+/* --- Small helpers --------------------------------------------------------------------------- */
+
+static size_t
+block_at(const struct run *run, unsigned member, unsigned stripe)
+{
+    return (size_t)member * run->engine->group_stripes + stripe;
+}
+
+/* Bits first .. first + count - 1. */
+static uint64_t
+mask_of(unsigned first, unsigned count)
+{
+    return (count == 64 ? ~UINT64_C(0) : (UINT64_C(1) << count) - 1) << first;
+}
+
+/* The first run of set bits in a mask that is not empty. */
+static void
+mask_first_run(uint64_t mask, unsigned *first, unsigned *count)
+{
+    *first = (unsigned)__builtin_ctzll(mask);
+    mask >>= *first;
+    *count = ~mask == 0 ? 64 : (unsigned)__builtin_ctzll(~mask);
+}
+
+static void
+masks_clear(struct run *run, uint64_t *masks)
+{
+    memset(masks, 0, run->engine->members_count * sizeof *masks);
+}
+
+static uint64_t
+masks_union(const struct run *run, const uint64_t *masks)
+{
+    uint64_t all = 0;
+
+    for (unsigned m = 0; m < run->engine->members_count; ++m)
+        all |= masks[m];
+    return all;
+}
+
+/* A piece's range on one member: contiguous, within the group. */
+struct slice {
+    unsigned member;
+    uint64_t offset; /* from the group's start on the member */
+    uint64_t length;
+    uint8_t *memory; /* NULL if the piece has none */
+};
+
+/* Walks a piece's slices: at = 0 to begin with; false at the end. */
+static bool
+piece_slice(const struct run *run, const struct piece *piece, uint64_t *at, struct slice *slice)
+{
+    struct place place;
+
+    if (*at == piece->length)
+        return false;
+    geometry_map(run->engine->geometry, piece->array_offset + *at, &place);
+    slice->member = place.member;
+    slice->offset = place.member_offset - run->base;
+    slice->length = min_u64(place.length, piece->length - *at);
+    slice->memory = piece->memory == NULL ? NULL : piece->memory + *at;
+    *at += slice->length;
+    return true;
+}
+
+/* The stripes that a slice touches, wholly or in part. */
+static uint64_t
+slice_stripes(const struct slice *slice)
+{
+    const unsigned first = (unsigned)(slice->offset / BLOCK_BYTES);
+    const unsigned last = (unsigned)((slice->offset + slice->length - 1) / BLOCK_BYTES);
+
+    return mask_of(first, last - first + 1);
+}
+
+/* The stripes of which a slice covers the whole block. */
+static uint64_t
+slice_whole_stripes(const struct slice *slice)
+{
+    const unsigned first = (unsigned)(round_up(slice->offset, BLOCK_BYTES) / BLOCK_BYTES);
+    const unsigned end = (unsigned)((slice->offset + slice->length) / BLOCK_BYTES);
+
+    return first < end ? mask_of(first, end - first) : 0;
+}
+
+static bool
+slice_congruent(const struct slice *slice)
+{
+    return ((uintptr_t)slice->memory - slice->offset) % BLOCK_BYTES == 0;
+}
+
+/* Pieces that touch one of these stripes get the error. */
+static void
+pieces_fail(struct run *run, uint64_t stripes, int error, bool (*concerned)(const struct piece *))
+{
+    for (struct piece *piece = run->pieces.first; stripes != 0 && piece != NULL;
+         piece = piece->next) {
+        struct slice slice;
+
+        if (!concerned(piece))
+            continue;
+        for (uint64_t at = 0; piece_slice(run, piece, &at, &slice);)
+            if (slice_stripes(&slice) & stripes)
+                piece->result = error;
+    }
+}
+
+/* --- What can be read and written ------------------------------------------------------------ */
+
+static uint64_t
+stripes_with_good_parity(const struct run *run)
+{
+    const struct unsynced *unsynced = run->engine->config.unsynced;
+    uint64_t known = 0;
+
+    if (unsynced->from >= run->base + run->engine->group_bytes)
+        return run->stripes;
+    for (uint64_t rest = run->stripes; rest != 0; rest &= rest - 1) {
+        const unsigned s = (unsigned)__builtin_ctzll(rest);
+        const uint64_t at = run->base + s * (uint64_t)BLOCK_BYTES;
+        bool good = at < unsynced->from;
+
+        if (!good && unsynced->bits != NULL) {
+            const uint64_t region = at / unsynced->region_bytes;
+
+            good = (unsynced->bits[region / 8] >> (region % 8) & 1) == 0;
+        }
+        if (good)
+            known |= UINT64_C(1) << s;
+    }
+    return known;
+}
+
+static uint64_t
+member_unreadable(const struct run *run, const struct member *member)
+{
+    uint64_t unreadable = 0;
+
+    if (member_readable(member, run->base, run->engine->group_bytes))
+        return 0;
+    for (uint64_t rest = run->stripes; rest != 0; rest &= rest - 1) {
+        const unsigned s = (unsigned)__builtin_ctzll(rest);
+
+        if (!member_readable(member, run->base + s * (uint64_t)BLOCK_BYTES, BLOCK_BYTES))
+            unreadable |= UINT64_C(1) << s;
+    }
+    return unreadable;
+}
+
+/* To be called before each planning: members may have failed while we waited. */
+static void
+run_look(struct run *run)
+{
+    run->plan.parity_known = stripes_with_good_parity(run);
+    for (unsigned m = 0; m < run->engine->members_count; ++m) {
+        const struct member *member = &run->engine->members[m];
+
+        run->unreadable[m] = member_unreadable(run, member) | run->errors[m];
+        run->writable[m] = member->state == MEMBER_MISSING ? 0 : ~UINT64_C(0);
+    }
+}
+
+/* --- Scratch memory and I/O ------------------------------------------------------------------ */
+
+static task_fn void
+area_take(struct run *run, uint64_t blocks)
+{
+    assert(run->area == NULL);
+    run->area_used = 0;
+    run->area_bytes = blocks * BLOCK_BYTES;
+    if (blocks > 0)
+        run->area = pages_take(run->engine->scratch, run->area_bytes);
+}
+
+static void
+area_give(struct run *run)
+{
+    if (run->area != NULL)
+        pages_give(run->engine->scratch, run->area, run->area_bytes);
+    run->area = NULL;
+}
+
+static uint8_t *
+area_block(struct run *run)
+{
+    uint8_t *block = run->area + run->area_used;
+
+    run->area_used += BLOCK_BYTES;
+    assert(run->area_used <= run->area_bytes);
+    return block;
+}
+
+/* A page for each block of a mask; consecutive stripes of a member lie together. */
+static void
+area_assign(struct run *run, const uint64_t *masks, uint8_t **blocks)
+{
+    for (unsigned m = 0; m < run->engine->members_count; ++m)
+        for (uint64_t rest = masks[m]; rest != 0; rest &= rest - 1)
+            blocks[block_at(run, m, (unsigned)__builtin_ctzll(rest))] = area_block(run);
+}
+
+/* Called by the loop for each I/O that failed. */
+static void
+run_io_failed(struct io_group *group, const struct io *io)
+{
+    struct run *run = container_of(group, struct run, ios);
+    const struct member *member = &run->engine->members[io->member];
+    const uint64_t first = (io->offset - member->data_offset - run->base) / BLOCK_BYTES;
+    const uint64_t stripes = mask_of((unsigned)first, (unsigned)(io->length / BLOCK_BYTES));
+
+    if (io->op == IO_READ) {
+        run->read_errors = true;
+        if (io->length > BLOCK_BYTES)
+            run->suspect[io->member] |= stripes;
+        else
+            run->errors[io->member] |= stripes;
+    } else if (io->op == IO_PUNCH && (io->result == -EOPNOTSUPP || io->result == -ENOSYS)) {
+        run->punch_refused = true;
+    } else {
+        run->member_error[io->member] = io->result;
+    }
+}
+
+static task_fn struct io *
+run_io(struct run *run, enum io_op op, unsigned member, unsigned stripe)
+{
+    struct io *io = io_take(&run->engine->ios);
+
+    io->op = op;
+    io->member = member;
+    io->offset =
+        run->engine->members[member].data_offset + run->base + stripe * (uint64_t)BLOCK_BYTES;
+    return io;
+}
+
+/* Reads or writes a member's blocks of a mask, neighbours in one I/O. */
+static task_fn void
+run_transfer(struct run *run, enum io_op op, unsigned member, uint64_t mask, uint8_t *const *blocks)
+{
+    struct device *device = run->engine->members[member].device;
+    struct io *io = NULL;
+    unsigned last = 0;
+
+    for (; mask != 0; mask &= mask - 1) {
+        const unsigned s = (unsigned)__builtin_ctzll(mask);
+        const bool alone = op == IO_READ && (run->suspect[member] >> s & 1);
+        uint8_t *block = blocks[block_at(run, member, s)];
+
+        if (io != NULL && (s != last + 1 || alone || !io_add(io, block, BLOCK_BYTES))) {
+            io_submit(io, device, &run->ios);
+            io = NULL;
+        }
+        if (io == NULL) {
+            io = run_io(run, op, member, s);
+            io->fua = op == IO_WRITE && run->fua;
+            if (!io_add(io, block, BLOCK_BYTES))
+                assert(!"a fresh io has room");
+        }
+        last = s;
+        if (alone) {
+            io_submit(io, device, &run->ios);
+            io = NULL;
+        }
+    }
+    if (io != NULL)
+        io_submit(io, device, &run->ios);
+}
+
+/* Tells the owner of members whose writes failed in this phase. */
+static task_fn void
+run_report_members(struct run *run, const char *operation)
+{
+    struct engine *engine = run->engine;
+
+    for (unsigned m = 0; m < engine->members_count; ++m) {
+        if (run->member_error[m] != 0 && engine->members[m].state != MEMBER_MISSING)
+            engine->config.member_failed(engine->config.owner, m, run->member_error[m], operation);
+        run->member_error[m] = 0;
+    }
+    engine->config.failures_recorded(engine->config.owner);
+}
+
+/* --- Fetch: read and reconstruct ------------------------------------------------------------- */
+
+static void
+recover_stripe(struct run *run, unsigned s)
+{
+    const struct row_shape *shape = plan_shape(&run->plan, s);
+    const uint64_t bit = UINT64_C(1) << s;
+    void *data[PARITY_DATA_MAX];
+    unsigned lost[2], lost_count = 0;
+    struct parity_stripe stripe = {
+        .data_count = shape->data_count,
+        .data = data,
+        .exponents = shape->exponents,
+        .bytes = BLOCK_BYTES,
+    };
+    const bool q_there =
+        shape->q != NO_MEMBER && ((run->plan.want[shape->q] | run->plan.recover[shape->q]) & bit);
+
+    for (unsigned i = 0; i < shape->data_count; ++i) {
+        const unsigned m = shape->data[i];
+
+        data[i] = run->old_block[block_at(run, m, s)];
+        if (run->plan.recover[m] & bit)
+            lost[lost_count++] = i;
+    }
+    /* P is lost, or not read because Q alone (or nothing) is needed: a lost P that nobody wants
+     * back is NULL. */
+    if (run->plan.want[shape->p] & bit) {
+        stripe.p = run->old_block[block_at(run, shape->p, s)];
+    } else {
+        if (run->plan.recover[shape->p] & bit)
+            stripe.p = run->old_block[block_at(run, shape->p, s)];
+        lost[lost_count++] = PARITY_LOST_P;
+    }
+    if (q_there) {
+        stripe.q = run->old_block[block_at(run, shape->q, s)];
+        if (run->plan.recover[shape->q] & bit)
+            lost[lost_count++] = PARITY_LOST_Q;
+    }
+    assert(lost_count <= run->engine->geometry->parities);
+    parity_recover(&stripe, lost_count, lost);
+}
+
+/* Reads plan.want and makes plan.recover, into old_block; extra_blocks are for the caller. False if
+ * a read failed: nothing is held then, and the phase has to plan again. */
+static task_fn bool
+run_fetch(struct run *run, uint64_t extra_blocks)
+{
+    const unsigned n = run->engine->members_count;
+    uint64_t recover;
+
+    area_take(run, plan_count(run->plan.want, n) + plan_count(run->plan.recover, n) + extra_blocks);
+    area_assign(run, run->plan.want, run->old_block);
+    area_assign(run, run->plan.recover, run->old_block);
+    run->read_errors = false;
+    for (unsigned m = 0; m < n; ++m)
+        if (run->plan.want[m] != 0)
+            run_transfer(run, IO_READ, m, run->plan.want[m], run->old_block);
+    (void)io_wait(&run->ios); /* read_errors says more */
+    if (run->read_errors) {
+        area_give(run);
+        return false;
+    }
+    for (recover = masks_union(run, run->plan.recover); recover != 0; recover &= recover - 1)
+        recover_stripe(run, (unsigned)__builtin_ctzll(recover));
+    return true;
+}
+
+/* Writes one block that was reconstructed to where it could not be read, and looks whether it can
+ * be read now. */
+static task_fn void
+mend_block(struct run *run, unsigned m, unsigned s, uint8_t *spare)
+{
+    struct engine *engine = run->engine;
+    const uint64_t offset = run->base + s * (uint64_t)BLOCK_BYTES;
+    uint8_t *block = run->old_block[block_at(run, m, s)];
+    struct device *device = engine->members[m].device;
+    int result =
+        device_write(device, block, engine->members[m].data_offset + offset, BLOCK_BYTES, true);
+
+    if (result == 0)
+        result = device_read(device, spare, engine->members[m].data_offset + offset, BLOCK_BYTES);
+    if (result == 0 && memcmp(block, spare, BLOCK_BYTES) != 0)
+        result = -EIO;
+    if (result == 0)
+        engine->config.read_corrected(engine->config.owner, m, offset);
+    else
+        run->member_error[m] = result;
+}
+
+/* Mends what could not be read and has been reconstructed, unless this phase writes it anyway. */
+static task_fn void
+run_mend(struct run *run, uint8_t *spare)
+{
+    if (run->engine->config.readonly)
+        return;
+    for (unsigned m = 0; m < run->engine->members_count; ++m) {
+        uint64_t mend = run->errors[m] & run->plan.recover[m] & ~run->plan.failed & ~run->write[m];
+
+        for (; mend != 0 && run->engine->members[m].state != MEMBER_MISSING &&
+               run->member_error[m] == 0;
+             mend &= mend - 1)
+            mend_block(run, m, (unsigned)__builtin_ctzll(mend), spare);
+    }
+    run_report_members(run, "mend");
+}
+
+/* One page to mend with, if there is anything to mend. */
+static unsigned
+mend_pages(const struct run *run)
+{
+    return masks_union(run, run->errors) != 0;
+}
+
+static void
+phase_begin(struct run *run)
+{
+    masks_clear(run, run->errors);
+    masks_clear(run, run->suspect);
+    masks_clear(run, run->write);
+    io_group_init(&run->ios, run->engine->loop);
+    run->ios.failed = run_io_failed;
+    memset(run->member_error, 0, run->engine->members_count * sizeof *run->member_error);
+}
+
+/* --- Phase 1: reads -------------------------------------------------------------------------- */
+
+static bool
+piece_reads(const struct piece *piece)
+{
+    return piece->kind == PIECE_READ;
+}
+
+static void
+reads_need(struct run *run)
+{
+    masks_clear(run, run->plan.need);
+    for (const struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
+        struct slice slice;
+
+        for (uint64_t at = 0; piece_reads(piece) && piece_slice(run, piece, &at, &slice);)
+            run->plan.need[slice.member] |= slice_stripes(&slice);
+    }
+}
+
+static void
+reads_copy_out(struct run *run)
+{
+    for (const struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
+        struct slice slice;
+
+        if (!piece_reads(piece) || piece->result != 0)
+            continue;
+        for (uint64_t at = 0; piece_slice(run, piece, &at, &slice);) {
+            uint8_t *target = slice.memory;
+
+            for (uint64_t rest = slice_stripes(&slice); rest != 0;
+                 rest &= rest - 1, target += BLOCK_BYTES)
+                memcpy(target,
+                       run->old_block[block_at(run, slice.member, (unsigned)__builtin_ctzll(rest))],
+                       BLOCK_BYTES);
+        }
+    }
+}
+
+static task_fn void
+phase_reads(struct run *run)
+{
+    unsigned spare;
+
+    phase_begin(run);
+    do {
+        reads_need(run);
+        run_look(run);
+        plan_read(&run->plan, masks_union(run, run->plan.need));
+        spare = mend_pages(run);
+    } while (!run_fetch(run, spare));
+    pieces_fail(run, run->plan.failed, -EIO, piece_reads);
+    reads_copy_out(run);
+    if (spare > 0)
+        run_mend(run, area_block(run));
+    area_give(run);
+}
+
+/* --- Phase 2: changes ------------------------------------------------------------------------ */
+
+static bool
+piece_changes(const struct piece *piece)
+{
+    return piece->kind == PIECE_WRITE || piece->kind == PIECE_ZERO || piece->kind == PIECE_PUNCH ||
+           piece->kind == PIECE_TRIM;
+}
+
+static void
+gather_slice(struct run *run, const struct piece *piece, const struct slice *slice)
+{
+    const unsigned m = slice->member;
+    const uint64_t whole = slice_whole_stripes(slice);
+    const uint64_t partial = slice_stripes(slice) & ~whole;
+
+    if (piece->kind == PIECE_TRIM) {
+        run->trim[m] |= whole & ~(run->full[m] | run->part[m]);
+        return;
+    }
+    run->full[m] |= whole;
+    run->part[m] = (run->part[m] & ~whole) | (partial & ~run->full[m]);
+    run->own[m] |= partial;
+    if (piece->kind == PIECE_WRITE && !slice_congruent(slice))
+        run->own[m] |= whole;
+    run->trim[m] &= ~(whole | partial);
+    run->zero[m] &= ~(whole | partial);
+    if (piece->kind == PIECE_PUNCH)
+        run->zero[m] |= whole;
+}
+
+/* Stripes whose data is zeroed or trimmed altogether are punched; in others a trim is forgotten. */
+static void
+gather_punches(struct run *run)
+{
+    uint64_t candidates = 0;
+
+    run->punched = 0;
+    for (unsigned m = 0; m < run->engine->members_count; ++m)
+        candidates |= run->zero[m] | run->trim[m];
+    for (; candidates != 0; candidates &= candidates - 1) {
+        const unsigned s = (unsigned)__builtin_ctzll(candidates);
+        const struct row_shape *shape = plan_shape(&run->plan, s);
+        const uint64_t bit = UINT64_C(1) << s;
+        bool all = true;
+
+        for (unsigned i = 0; i < shape->data_count; ++i)
+            all = all && ((run->zero[shape->data[i]] | run->trim[shape->data[i]]) & bit);
+        if (all)
+            run->punched |= bit;
+    }
+    for (unsigned m = 0; m < run->engine->members_count; ++m)
+        run->full[m] &= ~run->punched;
+}
+
+static void
+gather(struct run *run)
+{
+    uint64_t *const masks[] = {run->full, run->part, run->own, run->zero, run->trim};
+
+    for (unsigned i = 0; i < ARRAY_LEN(masks); ++i)
+        masks_clear(run, masks[i]);
+    run->fua = false;
+    for (const struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
+        struct slice slice;
+
+        if (!piece_changes(piece))
+            continue;
+        run->fua = run->fua || piece->fua;
+        for (uint64_t at = 0; piece_slice(run, piece, &at, &slice);)
+            gather_slice(run, piece, &slice);
+    }
+    gather_punches(run);
+    run->touched = masks_union(run, run->full) | masks_union(run, run->part);
+}
+
+/* Puts length bytes of new content at a place within a block that is put together in a page of
+ * ours. */
+static void
+overlay(struct run *run, unsigned m, unsigned s, unsigned at, const uint8_t *source,
+        unsigned length)
+{
+    const size_t b = block_at(run, m, s);
+    const uint8_t *base = run->new_block[b] != NULL ? run->new_block[b] : run->old_block[b];
+
+    if (length < BLOCK_BYTES && base != run->own_block[b])
+        memcpy(run->own_block[b], base, BLOCK_BYTES);
+    if (source != NULL)
+        memcpy(run->own_block[b] + at, source, length);
+    else
+        memset(run->own_block[b] + at, 0, length);
+    run->new_block[b] = run->own_block[b];
+}
+
+static void
+compose_slice(struct run *run, const struct piece *piece, const struct slice *slice)
+{
+    const bool in_place = piece->kind != PIECE_WRITE || slice_congruent(slice);
+
+    for (uint64_t at = 0; at < slice->length;) {
+        const uint64_t offset = slice->offset + at;
+        const unsigned s = (unsigned)(offset / BLOCK_BYTES),
+                       within = (unsigned)(offset % BLOCK_BYTES);
+        const unsigned length = (unsigned)min_u64(BLOCK_BYTES - within, slice->length - at);
+        uint8_t *memory = slice->memory == NULL ? NULL : slice->memory + at;
+
+        at += length;
+        if ((run->touched & ~run->plan.failed) >> s & 1) {
+            if (length < BLOCK_BYTES || !in_place)
+                overlay(run, slice->member, s, within, memory, length);
+            else
+                run->new_block[block_at(run, slice->member, s)] =
+                    memory != NULL ? memory : run->engine->zeros + s * (uint64_t)BLOCK_BYTES;
+        }
+    }
+}
+
+/* New content of every block that is written: in the caller's memory where it can stay there. */
+static void
+compose(struct run *run)
+{
+    for (unsigned m = 0; m < run->engine->members_count; ++m)
+        for (uint64_t rest = run->full[m] | run->part[m]; rest != 0; rest &= rest - 1)
+            run->new_block[block_at(run, m, (unsigned)__builtin_ctzll(rest))] = NULL;
+    area_assign(run, run->own, run->own_block);
+    for (const struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
+        struct slice slice;
+
+        if (!piece_changes(piece) || piece->kind == PIECE_TRIM)
+            continue;
+        for (uint64_t at = 0; piece_slice(run, piece, &at, &slice);)
+            compose_slice(run, piece, &slice);
+    }
+}
+
+/* --- Parity of the stripes that are written --- */
+
+static uint8_t *
+content_after(const struct run *run, unsigned m, unsigned s)
+{
+    const bool changed = (run->full[m] | run->part[m]) >> s & 1;
+
+    return (changed ? run->new_block : run->old_block)[block_at(run, m, s)];
+}
+
+/* Can stripe s + count join the run that begins at s: same kind, same row, same members changed,
+ * memory adjoining. */
+static bool
+stripe_joins(const struct run *run, uint64_t mask, unsigned s, unsigned count, bool by_delta)
+{
+    const unsigned next = s + count;
+    const struct row_shape *shape = plan_shape(&run->plan, s);
+    const uint64_t distance = count * (uint64_t)BLOCK_BYTES;
+
+    if (next >= run->engine->group_stripes || !(mask >> next & 1) ||
+        plan_shape(&run->plan, next) != shape)
+        return false;
+    for (unsigned i = 0; i < shape->data_count; ++i) {
+        const unsigned m = shape->data[i];
+        const uint64_t changed = run->full[m] | run->part[m];
+
+        if ((changed >> s & 1) != (changed >> next & 1))
+            return false;
+        if (by_delta && !(changed >> s & 1))
+            continue;
+        if (content_after(run, m, next) != content_after(run, m, s) + distance)
+            return false;
+        if (by_delta && run->old_block[block_at(run, m, next)] !=
+                            run->old_block[block_at(run, m, s)] + distance)
+            return false;
+    }
+    return true;
+}
+
+static bool
+parity_joins(const struct run *run, unsigned m, unsigned s, unsigned count, uint8_t *const *blocks)
+{
+    if (m == NO_MEMBER || !(run->writable[m] & 1))
+        return true;
+    return blocks[block_at(run, m, s + count)] ==
+           blocks[block_at(run, m, s)] + count * (uint64_t)BLOCK_BYTES;
+}
+
+static uint8_t *
+parity_block(const struct run *run, unsigned m, unsigned s, uint8_t *const *blocks)
+{
+    return m != NO_MEMBER && (run->writable[m] & 1) ? blocks[block_at(run, m, s)] : NULL;
+}
+
+static void
+parity_by_data(struct run *run, unsigned s, unsigned count)
+{
+    const struct row_shape *shape = plan_shape(&run->plan, s);
+    void *data[PARITY_DATA_MAX];
+    const struct parity_stripe stripe = {
+        .data_count = shape->data_count,
+        .data = data,
+        .exponents = shape->exponents,
+        .p = parity_block(run, shape->p, s, run->new_block),
+        .q = parity_block(run, shape->q, s, run->new_block),
+        .bytes = count * (size_t)BLOCK_BYTES,
+    };
+
+    for (unsigned i = 0; i < shape->data_count; ++i)
+        data[i] = content_after(run, shape->data[i], s);
+    parity_compute(&stripe);
+}
+
+static void
+parity_by_delta(struct run *run, unsigned s, unsigned count)
+{
+    const struct row_shape *shape = plan_shape(&run->plan, s);
+    struct parity_change changes[PARITY_DATA_MAX];
+    struct parity_update update = {
+        .changes = changes,
+        .p_old = parity_block(run, shape->p, s, run->old_block),
+        .p_new = parity_block(run, shape->p, s, run->new_block),
+        .q_old = parity_block(run, shape->q, s, run->old_block),
+        .q_new = parity_block(run, shape->q, s, run->new_block),
+        .bytes = count * (size_t)BLOCK_BYTES,
+    };
+
+    for (unsigned i = 0; i < shape->data_count; ++i) {
+        const unsigned m = shape->data[i];
+
+        if (((run->full[m] | run->part[m]) >> s & 1) == 0)
+            continue;
+        changes[update.changes_count++] = (struct parity_change){
+            .old = run->old_block[block_at(run, m, s)],
+            .new = run->new_block[block_at(run, m, s)],
+            .exponent = shape->exponents != NULL ? shape->exponents[i] : i,
+        };
+    }
+    parity_apply(&update);
+}
+
+/* Parity of all stripes in the mask, runs of adjoining stripes in one call. */
+static void
+compute_parity(struct run *run, uint64_t mask, bool by_delta)
+{
+    while (mask != 0) {
+        const unsigned s = (unsigned)__builtin_ctzll(mask);
+        const struct row_shape *shape = plan_shape(&run->plan, s);
+        unsigned count = 1;
+
+        while (stripe_joins(run, mask, s, count, by_delta) &&
+               parity_joins(run, shape->p, s, count, run->new_block) &&
+               parity_joins(run, shape->q, s, count, run->new_block) &&
+               (!by_delta || (parity_joins(run, shape->p, s, count, run->old_block) &&
+                              parity_joins(run, shape->q, s, count, run->old_block))))
+            ++count;
+        if (by_delta)
+            parity_by_delta(run, s, count);
+        else
+            parity_by_data(run, s, count);
+        mask &= ~mask_of(s, count);
+    }
+}
+
+/* Marks the parity blocks of these stripes in a mask array, where the member takes writes. */
+static void
+mark_parity(struct run *run, uint64_t stripes, uint64_t *masks)
+{
+    for (; stripes != 0; stripes &= stripes - 1) {
+        const unsigned s = (unsigned)__builtin_ctzll(stripes);
+        const struct row_shape *shape = plan_shape(&run->plan, s);
+        const uint64_t bit = UINT64_C(1) << s;
+
+        masks[shape->p] |= bit & run->writable[shape->p];
+        if (shape->q != NO_MEMBER)
+            masks[shape->q] |= bit & run->writable[shape->q];
+    }
+}
+
+/* --- Writing --- */
+
+static task_fn void
+write_blocks(struct run *run)
+{
+    for (unsigned m = 0; m < run->engine->members_count; ++m)
+        if (run->write[m] != 0)
+            run_transfer(run, IO_WRITE, m, run->write[m], run->new_block);
+}
+
+static task_fn void
+punch_stripes(struct run *run)
+{
+    for (uint64_t rest = run->punched; rest != 0;) {
+        unsigned first, count;
+
+        mask_first_run(rest, &first, &count);
+        rest &= ~mask_of(first, count);
+        for (unsigned m = 0; m < run->engine->members_count; ++m) {
+            struct io *io;
+
+            if (!(run->writable[m] & 1))
+                continue;
+            io = run_io(run, IO_PUNCH, m, first);
+            io->length = count * (uint64_t)BLOCK_BYTES;
+            io_submit(io, run->engine->members[m].device, &run->ios);
+        }
+    }
+}
+
+/* A device promised to punch and did not: some members may be zero now, so all are made zero. */
+static task_fn void
+write_zeros_instead(struct run *run)
+{
+    for (unsigned m = 0; m < run->engine->members_count; ++m) {
+        run->write[m] = run->punched & run->writable[m];
+        for (uint64_t rest = run->write[m]; rest != 0; rest &= rest - 1) {
+            const unsigned s = (unsigned)__builtin_ctzll(rest);
+
+            run->new_block[block_at(run, m, s)] = run->engine->zeros + s * (uint64_t)BLOCK_BYTES;
+        }
+    }
+    write_blocks(run);
+    (void)io_wait(&run->ios); /* errors are kept by member */
+}
+
+static task_fn void
+phase_changes(struct run *run)
+{
+    const unsigned n = run->engine->members_count;
+    uint64_t parity_stripes, extra, parity_blocks;
+
+    phase_begin(run);
+    gather(run);
+    do {
+        run_look(run);
+        plan_write(&run->plan, run->touched, run->full, run->part);
+        parity_stripes = run->plan.by_data | run->plan.by_delta;
+        masks_clear(run, run->write);
+        mark_parity(run, parity_stripes, run->write);
+        parity_blocks = plan_count(run->write, n);
+        extra = parity_blocks + plan_count(run->own, n) + mend_pages(run);
+    } while (!run_fetch(run, extra));
+
+    area_assign(run, run->write, run->new_block); /* parity only, so far */
+    compose(run);
+    compute_parity(run, run->plan.by_data, false);
+    compute_parity(run, run->plan.by_delta, true);
+    for (unsigned m = 0; m < n; ++m)
+        run->write[m] |= (run->full[m] | run->part[m]) & ~run->plan.failed & run->writable[m];
+
+    run->punch_refused = false;
+    write_blocks(run);
+    punch_stripes(run);
+    (void)io_wait(&run->ios); /* errors are kept by member */
+    if (run->punch_refused)
+        write_zeros_instead(run);
+    run_report_members(run, "write");
+    if (mend_pages(run) > 0)
+        run_mend(run, area_block(run));
+    area_give(run);
+
+    pieces_fail(run, run->plan.failed, -EIO, piece_changes);
+    if (engine_degraded(run->engine) > run->engine->geometry->parities)
+        pieces_fail(run, run->stripes, -EIO, piece_changes);
+}
+
+/* --- Phase 3: resync ------------------------------------------------------------------------- */
+
+static bool
+piece_resyncs(const struct piece *piece)
+{
+    return piece->kind == PIECE_RESYNC;
+}
+
+/* All data, and the parity that can be read; what cannot is written without being compared. */
+static void
+resync_need(struct run *run)
+{
+    for (unsigned m = 0; m < run->engine->members_count; ++m)
+        run->plan.need[m] = run->stripes;
+    for (uint64_t rest = run->stripes; rest != 0; rest &= rest - 1) {
+        const unsigned s = (unsigned)__builtin_ctzll(rest);
+        const struct row_shape *shape = plan_shape(&run->plan, s);
+        const uint64_t bit = UINT64_C(1) << s;
+
+        run->plan.need[shape->p] &= ~(bit & run->unreadable[shape->p]);
+        if (shape->q != NO_MEMBER)
+            run->plan.need[shape->q] &= ~(bit & run->unreadable[shape->q]);
+    }
+}
+
+/* Leaves in write[] only the parity blocks that differ from what was read. */
+static void
+resync_compare(struct run *run)
+{
+    for (unsigned m = 0; m < run->engine->members_count; ++m)
+        for (uint64_t rest = run->write[m] & run->plan.want[m]; rest != 0; rest &= rest - 1) {
+            const size_t b = block_at(run, m, (unsigned)__builtin_ctzll(rest));
+
+            if (memcmp(run->old_block[b], run->new_block[b], BLOCK_BYTES) == 0)
+                run->write[m] &= ~(rest & -rest);
+        }
+}
+
+static task_fn void
+phase_resync(struct run *run)
+{
+    const unsigned n = run->engine->members_count;
+
+    phase_begin(run);
+    masks_clear(run, run->full);
+    masks_clear(run, run->part);
+    run->fua = false;
+    do {
+        run_look(run);
+        resync_need(run);
+        plan_read(&run->plan, run->stripes);
+        masks_clear(run, run->write);
+        mark_parity(run, run->stripes & ~run->plan.failed, run->write);
+    } while (!run_fetch(run, plan_count(run->write, n)));
+
+    area_assign(run, run->write, run->new_block);
+    compute_parity(run, run->stripes & ~run->plan.failed, false);
+    resync_compare(run);
+    write_blocks(run);
+    (void)io_wait(&run->ios); /* errors are kept by member */
+    run_report_members(run, "write");
+    area_give(run);
+    for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next)
+        if (piece_resyncs(piece) && (run->plan.failed != 0 || engine_degraded(run->engine) > 0))
+            piece->result = -EIO;
+}
+
+task_fn void
+run_group(struct run *run)
+{
+    const struct engine *engine = run->engine;
+    bool reads = false, changes = false, resyncs = false;
+
+    run->base = run->group->index * engine->group_bytes;
+    run->stripes = mask_of(
+        0, (unsigned)(min_u64(engine->group_bytes, engine->geometry->member_bytes - run->base) /
+                      BLOCK_BYTES));
+    run->plan.first_row = run->base >> engine->geometry->chunk_shift;
+    for (const struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
+        reads = reads || piece_reads(piece);
+        changes = changes || piece_changes(piece);
+        resyncs = resyncs || piece_resyncs(piece);
+    }
+    if (reads)
+        phase_reads(run);
+    if (changes)
+        phase_changes(run);
+    if (resyncs)
+        phase_resync(run);
+}
