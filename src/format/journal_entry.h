@@ -10,11 +10,13 @@
  * sectors; the layout is described in journal_entry.c.
  *
  * Everything on disk is hostile until journal_entry_decode() has accepted it:
+ *
  *  J1  Of an accepted entry every payload parses, lies inside meta_bytes, and has its location
- * inside the array or component and aligned to a block; the entry is not longer than the ring. J2
- * A block is ours only if magic, version, checksum and position are right. Anything else is the end
- * of the log, which is normal. A block that is ours and does not parse is not: nobody tears a write
- * into a good checksum.
+ *      inside the array or component and aligned to a block; the entry is not longer than the ring.
+ *
+ *  J2  A block is ours only if magic, version, checksum and position are right. Anything else is
+ *      the end of the log, which is normal. A block that is ours and does not parse is not: nobody
+ *      tears a write into a good checksum.
  */
 #ifndef STRIPELOG_FORMAT_JOURNAL_ENTRY_H
 #define STRIPELOG_FORMAT_JOURNAL_ENTRY_H
@@ -91,10 +93,12 @@ struct journal_entry {
 
 /*
  * Decode and check the meta block that was read at position_bytes (inside the ring, aligned).
- *   0         an entry; whether its blocks are whole is for the caller to see, from the payloads'
- * checksums -ENOENT   no meta block, or a torn or foreign one: the end of the log -EBADMSG  a meta
- * block with a good checksum that does not parse (J2): refuse to go on. The header in *entry is
- *             filled; error names position, payload and field
+ *
+ *   0         an entry; whether its blocks are whole, the payloads' checksums tell the caller
+ *   -ENOENT   no meta block, or a torn or foreign one: the end of the log
+ *   -EBADMSG  a meta block with a good checksum that does not parse (J2): refuse to go on. The
+ *             header in *entry is filled; error names position, payload and field
+ *
  * Which seq is expected is for the caller to compare. error may be NULL.
  */
 must_check int journal_entry_decode(const uint8_t meta[BLOCK_BYTES], uint64_t position_bytes,

@@ -1,9 +1,8 @@
 /*
  * placement.c: where things go on a new member.
  *
- *   1.1, 1.2   superblock | bitmap or room for one | bad block log | headroom ... | data to the end
- *   1.0        data from 0 ... | bitmap or room for one | bad block log | superblock | 8 to 12 KiB
- * less than the end
+ *   1.1, 1.2   superblock | bitmap, or room for one | bad block log | headroom | data
+ *   1.0        data | bitmap, or room for one | bad block log | superblock | 4 to 8 KiB unused
  *
  * The headroom in front of the data is for a later reshape, which moves data by up to two chunks at
  * a time.

@@ -5,9 +5,8 @@
  * leaves the room for a later bitmap or reshape that Linux expects. In the order of use:
  *
  *   1. data offset   from the first device, then the same for all members, the journal's too
- *   2. component     the smallest of what the data members have room for (the journal is not
- * counted)
- *   3. placement_member() for each device, journal included, fills its superblock
+ *   2. component     the smallest of what the data members, without the journal, have room for
+ *   3. placement_member() fills the superblock of each device, the journal included
  */
 #ifndef STRIPELOG_FORMAT_PLACEMENT_H
 #define STRIPELOG_FORMAT_PLACEMENT_H

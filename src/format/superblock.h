@@ -11,11 +11,14 @@
  * that superblock_decode() accepted.
  *
  * Invariants:
+ *
  *  S1  An accepted superblock describes an array that can be computed with: known level and layout,
- * chunk a power of two, 0 < component size, array size <= INT64_MAX bytes, and all of this member's
- * areas inside the device. S2  What this program does not understand survives a rewrite: the 4096
- * bytes as read are kept in `raw`, and superblock_encode() replaces only the fields below, the
- * roles in use and the checksum.
+ *      chunk a power of two, 0 < component size, array size <= INT64_MAX bytes, and all of this
+ *      member's areas inside the device.
+ *
+ *  S2  What this program does not understand survives a rewrite: the 4096 bytes as read are kept in
+ *      `raw`, and superblock_encode() replaces only the fields below, the roles in use and the
+ *      checksum.
  */
 #ifndef STRIPELOG_FORMAT_SUPERBLOCK_H
 #define STRIPELOG_FORMAT_SUPERBLOCK_H
@@ -119,11 +122,15 @@ must_check int superblock_offset(uint32_t minor, uint64_t device_bytes, uint64_t
 
 /*
  * Decode and check the 4096 bytes read at the place of `minor` on a device of that size.
- * Returns 0; or
- *   -ENOENT   no superblock, or one that belongs elsewhere (of the whole disk, seen through a
- * partition): *sb is all zeros; -EBADMSG  damaged, or a field out of range; -ENOTSUP  intact, but a
- * reshape, another level, PPL, ... With -EBADMSG and -ENOTSUP superblock_is_readable() says whether
- * *sb holds what was found, for display only. error may be NULL.
+ *
+ *   0         accepted: S1 holds
+ *   -ENOENT   no superblock, or one that belongs elsewhere (to the whole disk, when seen through
+ *             its last partition)
+ *   -EBADMSG  damaged, or a field out of range
+ *   -ENOTSUP  intact, but a reshape, another level, PPL, ...
+ *
+ * With -EBADMSG and -ENOTSUP superblock_is_readable() says whether *sb holds what was found, for
+ * display only; otherwise it is all zeros. error may be NULL.
  */
 must_check int superblock_decode(const uint8_t block[SUPERBLOCK_BYTES], uint32_t minor,
                                  uint64_t device_bytes, struct superblock *sb,
