@@ -212,8 +212,12 @@ stripe_costs(const struct plan *plan, const struct row_shape *shape, const uint6
             delta_open = delta_open && (plan->unreadable[m] & bit) == 0;
         }
     }
-    if (lost)
-        costs.by_data = readable;
+    if (lost) {
+        const bool possible = stripe_recoverable(shape, stripe_losses(plan, shape, bit),
+                                                 (plan->parity_known & bit) != 0);
+
+        costs.by_data = possible ? readable : UINT32_MAX;
+    }
     if (!delta_open)
         costs.by_delta = UINT32_MAX;
     return costs;
