@@ -19,6 +19,9 @@ set -eu
 top=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 cd "$top"
 unset CDPATH
+# Debian's own programs first: the packages below bring modules for its python3, not for another one.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
+export PATH
 logs=build/logs
 results=$logs/results # one line a result: status, name, remark; tab-separated
 

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """What a run of `meson test` came to, one line a result, for ./do check.
 
     tally.py NAME MESON-LOGS LOG-DIRECTORY    status TAB name TAB remark, for each result

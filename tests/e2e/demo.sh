@@ -9,6 +9,8 @@ set -eu
 
 program=$(CDPATH='' cd -- "$(dirname -- "$1")" && pwd)/$(basename -- "$1")
 member_mib=256
+# Debian's python3, for which python3-libnbd is.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/stripelog-demo.XXXXXX")
 socket=$work/nbd.sock
 uri="nbd+unix:///?socket=$socket"
@@ -117,7 +119,6 @@ for directory in /usr/include /usr/share/perl /usr/share/doc /usr/share/zoneinfo
     cp -a "$directory" files/ 2>/dev/null || true
 done
 truncate -s 240M image
-PATH=$PATH:/sbin:/usr/sbin
 mkfs.ext4 -q -E root_owner=0:0 -d files image
 image_bytes=$(stat -c %s image)
 image_sum=$(sum <image)
