@@ -35,6 +35,7 @@ header_of(const struct superblock *sb)
         .events = 17,
         .events_cleared = 9,
         .sync_size_sectors = sb->size_sectors,
+        .state = 1,
         .chunk_bytes = 65536,
         .daemon_sleep_s = 5,
         .write_behind = 6,
@@ -59,7 +60,7 @@ header_round_trips_and_keeps_the_rest(void **state)
     assert_int_equal(load_le64(block + 24), 17);
     assert_int_equal(load_le64(block + 32), 9);
     assert_int_equal(load_le64(block + 40), 12864);
-    assert_int_equal(load_le32(block + 48), 0);
+    assert_int_equal(load_le32(block + 48), 1);
     assert_int_equal(load_le32(block + 52), 65536);
     assert_int_equal(load_le32(block + 56), 5);
     assert_int_equal(load_le32(block + 60), 6);
@@ -172,6 +173,20 @@ odd_headers_are_refused_by_name(void **state)
     }
 }
 
+static void
+smallest_bits_are_a_sector_each(void **state)
+{
+    const struct superblock sb = member();
+    struct bitmap_header header = header_of(&sb);
+    struct bitmap_header decoded;
+    uint8_t block[BITMAP_HEADER_BYTES];
+
+    header.chunk_bytes = 512;
+    bitmap_encode(&header, block);
+    assert_int_equal(bitmap_decode(block, &sb, &decoded, NULL), 0);
+    assert_int_equal(bitmap_bits(&decoded), 12864);
+}
+
 /* Its length comes from the disk; it must not reach into the data, or from 1.0's end into the
  * superblock. */
 static void
@@ -209,6 +224,7 @@ main(void)
         cmocka_unit_test(bitmap_that_says_nothing_is_stale),
         cmocka_unit_test(member_away_since_a_bit_was_cleared_is_not_covered),
         cmocka_unit_test(odd_headers_are_refused_by_name),
+        cmocka_unit_test(smallest_bits_are_a_sector_each),
         cmocka_unit_test(bitmap_over_data_or_superblock_is_refused),
     };
 

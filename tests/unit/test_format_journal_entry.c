@@ -357,6 +357,23 @@ flush_payload_lists_stripes_and_names_no_block(void **state)
     assert_false(journal_cursor_next(&cursor, &payload));
 }
 
+static void
+payloads_may_fill_the_meta_block_to_its_last_byte(void **state)
+{
+    const struct journal_geometry geometry = geometry_for(1);
+    uint8_t meta[BLOCK_BYTES];
+    struct journal_entry entry;
+
+    journal_entry_encode_empty(meta, SEQ, POSITION, 0);
+    for (uint32_t at = 32; at < BLOCK_BYTES; at += 8)
+        store_le16(meta + at, JOURNAL_FLUSH); /* of no stripes */
+    store_le32(meta + 12, BLOCK_BYTES);
+    mend_checksum(meta, &geometry);
+    assert_int_equal(journal_entry_decode(meta, POSITION, &geometry, &entry, NULL), 0);
+    assert_int_equal(entry.payload_count, 508);
+    assert_int_equal(entry.block_count, 0);
+}
+
 /* ---- The end of the log ---- */
 
 static void
@@ -616,6 +633,7 @@ main(void)
         cmocka_unit_test(entry_wraps_at_the_end_of_the_ring),
         cmocka_unit_test(ring_arithmetic_wraps_once),
         cmocka_unit_test(flush_payload_lists_stripes_and_names_no_block),
+        cmocka_unit_test(payloads_may_fill_the_meta_block_to_its_last_byte),
         cmocka_unit_test(every_changed_byte_ends_the_log),
         cmocka_unit_test(block_of_another_place_or_array_ends_the_log),
         cmocka_unit_test(another_version_ends_the_log),

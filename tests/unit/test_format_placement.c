@@ -206,10 +206,35 @@ data_offset_inside_the_logs_is_refused(void **state)
     superblock_init(&sb, 2, 4);
     sb.size_sectors = 2048;
     assert_int_equal(placement_member(&placement, 8 * MIB, &sb, &error), -ENOSPC);
-    assert_non_null(strstr(error.text, "data offset"));
+    assert_non_null(strstr(error.text, "a data offset of 12288 bytes"));
+    assert_non_null(strstr(error.text, "(16384 bytes)"));
     placement.data_offset_bytes = 32 * 512; /* superblock 8, room for a bitmap 16, log 24 to 32 */
     assert_int_equal(placement_member(&placement, 8 * MIB, &sb, &error), 0);
     assert_int_equal(sb.bad_block_log_offset_sectors, 16);
+}
+
+/* The bad block log stands behind the room for a bitmap, and so tells how large that is. */
+static void
+room_for_a_bitmap_grows_with_the_component(void **state)
+{
+    static const struct {
+        uint64_t component_sectors;
+        int32_t room_sectors;
+    } rows[] = {
+        {127, 0},         {128, 8},         {16777224, 8},     {16777225, 128},
+        {419430527, 128}, {419430528, 256}, {1ull << 40, 256},
+    };
+    const struct placement placement = {
+        .minor = 2, .chunk_bytes = 4096, .data_offset_bytes = 1 * MIB};
+
+    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+        struct superblock sb;
+
+        superblock_init(&sb, 2, 4);
+        sb.size_sectors = rows[i].component_sectors;
+        assert_int_equal(placement_member(&placement, 1ull << 50, &sb, NULL), 0);
+        assert_int_equal(sb.bad_block_log_offset_sectors, 8 + rows[i].room_sectors);
+    }
 }
 
 /* Whatever it chooses passes our own checks: every minor, many sizes and chunks. */
@@ -265,6 +290,7 @@ main(void)
         cmocka_unit_test(journal_member_takes_the_data_offset_of_the_others),
         cmocka_unit_test(too_small_a_device_is_refused),
         cmocka_unit_test(data_offset_inside_the_logs_is_refused),
+        cmocka_unit_test(room_for_a_bitmap_grows_with_the_component),
         cmocka_unit_test(every_placement_is_a_valid_superblock),
     };
 

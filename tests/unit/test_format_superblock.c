@@ -538,6 +538,7 @@ fields_at_their_limits_are_accepted(void **state)
         {0x50, 8, 128, 0, "size"},
         {0x88, 8, 14336, 0, "data_size"},
         {0xdc, 4, 3, 0, "max_dev"},
+        {0xdc, 4, 1920, 0, "max_dev: up to the end of the block"},
         {0xdc, 4, 0, 0, "max_dev: then everything is a spare"},
         {0xe0, 4, 4096, 0, "logical_block_size"},
         {0xa0, 4, 0xffffffff, 0, "dev_number behind the table: a spare"},
@@ -802,6 +803,9 @@ later_created_superblock_of_a_device_wins(void **state)
     assert_ptr_equal(superblock_choose(&new, &old), &new);
     old.ctime = superblock_time(1001, 5);
     assert_ptr_equal(superblock_choose(&old, &new), &old);
+    new.ctime = old.ctime;
+    assert_ptr_equal(superblock_choose(&old, &new), &old); /* no difference: the first */
+    assert_ptr_equal(superblock_choose(&new, &old), &new);
     assert_ptr_equal(superblock_choose(NULL, &new), &new);
     assert_ptr_equal(superblock_choose(&new, NULL), &new);
     assert_null(superblock_choose(NULL, NULL));
