@@ -4,10 +4,10 @@
     tally.py NAME MESON-LOGS LOG-DIRECTORY    status TAB name TAB remark, for each result
     tally.py --unit-tests BUILD               the names of the tests built in tests/unit
 
-A program that reports its cases (cmocka does) counts for as many results as it
-ran cases; any other counts for one. A program that failed without naming a
-failed case (it crashed, it timed out) is one failure more. The output of a
-failed program is kept as LOG-DIRECTORY/NAME.TEST.log.
+A program that reports its cases (TAP) counts for as many results as it ran
+cases, each by its name; any other counts for one. A program that failed without
+naming a failed case (it crashed, it timed out) is one failure more. The output of
+a failed program is kept as LOG-DIRECTORY/NAME.TEST.log.
 """
 
 import glob
@@ -17,22 +17,18 @@ import re
 import subprocess
 import sys
 
-# How cmocka sums up one group of cases.
-CASES_RUN = re.compile(r"^\[==========\] (?:.*: )?(\d+) test\(s\) run", re.M)
-CASES_PASSED = re.compile(r"^\[  PASSED  \] (?:.*: )?(\d+) test\(s\)", re.M)
-CASES_SKIPPED = re.compile(r"^\[  SKIPPED \] (?:.*: )?(\d+) test\(s\)", re.M)
-CASES_FAILED = re.compile(r"^\[  FAILED  \] (?:.*: )?(\d+) test\(s\)", re.M)
+CASE = re.compile(r"^(ok|not ok)\b *\d* *-? *([^#\n]*?) *(?:# *(SKIP)\S* *(.*))?$", re.M | re.I)
 
 
 def cases_of(output):
-    """(passed, failed, skipped) as the program itself counted, or None."""
-    if not CASES_RUN.search(output):
-        return None
-
-    def total(pattern):
-        return sum(int(n) for n in pattern.findall(output))
-
-    return total(CASES_PASSED), total(CASES_FAILED), total(CASES_SKIPPED)
+    """[(status, case, remark)] as the program reported them in TAP."""
+    if not re.search(r"^1\.\.\d+", output, re.M):
+        return []
+    cases = []
+    for outcome, name, skip, reason in CASE.findall(output):
+        status = "fail" if outcome == "not ok" else "skip" if skip else "pass"
+        cases.append((status, name or "case", reason or "no reason given" if skip else ""))
+    return cases
 
 
 def last_line(text):
@@ -53,28 +49,25 @@ def tally(label, meson_logs, log_directory):
 
 
 def report(label, test, log_directory):
+    # With several builds in one list, the build is part of the name.
     name = f"{label}: {test['name'].replace('/', '.')}"
     output = test.get("stdout") or ""
     errors = test.get("stderr") or ""
     outcome = test["result"]
-    cases = cases_of(output) or cases_of(errors) or (0, 0, 0)
-    passed, failed, skipped = cases
-    if outcome == "SKIP":
-        print(f"skip\t{name}\t{last_line(output + errors)}")
-        return
-    if outcome in ("OK", "EXPECTEDFAIL"):
-        for _ in range(passed or 1):
-            print(f"pass\t{name}\t")
-    else:
-        kept = os.path.join(log_directory, f"{label}.{test['name'].replace('/', '.')}.log")
+    cases = cases_of(output)
+    good = outcome in ("OK", "EXPECTEDFAIL")
+    kept = os.path.join(log_directory, f"{label}.{test['name'].replace('/', '.')}.log")
+    if not good and outcome != "SKIP":
         with open(kept, "w", encoding="utf-8") as log:
             log.write(f"{outcome} {' '.join(test.get('command', []))}\n{output}\n{errors}\n")
-        for _ in range(passed):
-            print(f"pass\t{name}\t")
-        for _ in range(failed or 1):
-            print(f"fail\t{name}\t{kept}")
-    for _ in range(skipped):
-        print(f"skip\t{name}\ta case of it, see {os.path.join(log_directory, label + '.log')}")
+    for status, case, remark in cases:
+        print(f"{status}\t{name}: {case}\t{kept if status == 'fail' else remark}")
+    if outcome == "SKIP" and not cases:
+        print(f"skip\t{name}\t{last_line(output + errors)}")
+    elif good and not cases:
+        print(f"pass\t{name}\t")
+    elif not good and outcome != "SKIP" and not any(status == "fail" for status, _, _ in cases):
+        print(f"fail\t{name}: {outcome.lower()}\t{kept}")
 
 
 def unit_tests(build):

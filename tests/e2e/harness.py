@@ -3,8 +3,7 @@
 
 The program under test is $STRIPELOG, or build/plain/stripelog. A test is a
 list of functions; each is one case, named for the behaviour it protects. A case
-fails by any exception; `Skip` skips it. The test exits with 77 if all its cases
-were skipped.
+fails by any exception; `Skip` skips it.
 """
 
 import hashlib
@@ -57,39 +56,30 @@ def need_program(name):
 
 
 def main(*cases):
-    """Run the cases whose names the command line gives, or all."""
+    """Run the cases whose names the command line gives, or all; reports in TAP."""
     wanted = sys.argv[1:]
-    passed, failed, skipped = [], [], []
+    chosen = [case for case in cases if not wanted or case.__name__ in wanted]
     if not os.access(STRIPELOG, os.X_OK):
         print(f"no program {STRIPELOG}")
         sys.exit(1)
-    for case in cases:
-        name = case.__name__
-        if wanted and name not in wanted:
-            continue
+    print(f"1..{len(chosen)}", flush=True)
+    failed = 0
+    for number, case in enumerate(chosen, 1):
         start = time.monotonic()
         try:
             with tempfile.TemporaryDirectory(prefix="stripelog-test-") as work:
                 case(work)
         except Skip as reason:
-            skipped.append(name)
-            print(f"[  SKIPPED ] {name}: {reason}", flush=True)
+            print(f"ok {number} - {case.__name__} # SKIP {reason}", flush=True)
         except Exception:  # pylint: disable=broad-except
-            traceback.print_exc(file=sys.stdout)
-            failed.append(name)
-            print(f"[  FAILED  ] {name}", flush=True)
+            failed += 1
+            for line in traceback.format_exc().splitlines():
+                print("# " + line)
+            print(f"not ok {number} - {case.__name__}", flush=True)
         else:
-            passed.append(name)
-            print(f"[       OK ] {name} ({time.monotonic() - start:.1f} s)", flush=True)
-    # The same words as the unit tests end with, so that one reader counts both.
-    print(f"[==========] {len(passed) + len(failed) + len(skipped)} test(s) run.")
-    print(f"[  PASSED  ] {len(passed)} test(s).")
-    if skipped:
-        print(f"[  SKIPPED ] {len(skipped)} test(s), listed above.")
-    if failed:
-        print(f"[  FAILED  ] {len(failed)} test(s), listed above.")
-        sys.exit(1)
-    sys.exit(0 if passed else 77)
+            print(f"# {time.monotonic() - start:.1f} s")
+            print(f"ok {number} - {case.__name__}", flush=True)
+    sys.exit(1 if failed else 0)
 
 
 # --- images ---
@@ -253,7 +243,7 @@ class Server:
         if kind is None:
             expect(status == 0, f"serve ended with {status}\n{told}")
         elif told:
-            print(f"--- the server's messages\n{told}---")
+            print("# the server's messages:", *told.splitlines(), sep="\n#   ")
 
 
 def resync_wait(member, metadata="1.2", timeout=120):

@@ -298,14 +298,15 @@ def unsupported_features_are_named(work):
 
 
 def an_array_with_a_journal_is_not_written(work):
-    paths = images_make(work, 4, 8 * MIB)
-    journal = images_make(work, 1, 8 * MIB, "journal")[0]
-    create(paths, "--assume-clean", f"--write-journal={journal}", level=5)
-    with unchanged(paths + [journal]):
-        message = serve_refused(paths + [journal])
+    paths, content = array_new(work)
+    for path in paths:
+        superblock_edit(path, {8: struct.pack("<I", 0x200)})
+    with unchanged(paths):
+        message = serve_refused(paths)
         expect("--readonly" in message, f"the way out is not named: {message}")
-        with Server(paths + [journal], "--readonly") as server:
-            expect(not any(server.read_all()), "content")
+        with Server(paths, "--readonly") as server:
+            expect_content(server.read_all(), content, "read-only")
+            expect("journal" in server.errors(), "no warning that the journal is missing")
 
 
 if __name__ == "__main__":
