@@ -46,7 +46,8 @@ struct io {
     struct device *device;
     struct io_group *group;
     struct io_pool *pool;
-    struct io *next;
+    struct io *next;       /* the pool's while free, the device's while submitted */
+    unsigned retries;      /* the file backend's */
     struct loop_io system; /* the file backend's */
 };
 
@@ -66,7 +67,8 @@ struct io_pool {
     struct loop *loop;
     struct io *free;
     struct io *all; /* owned array */
-    unsigned count;
+    unsigned count, free_count;
+    unsigned granted; /* free ones promised to tasks that are already woken */
     struct wait_queue waiters;
 };
 

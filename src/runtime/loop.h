@@ -9,7 +9,8 @@
  * a few threads where io_uring is refused; in the tests a simulated clock and simulated devices.
  * The loop knows it only through `struct loop_backend`.
  *
- * Nothing here is thread-safe but loop_call, the way in from other threads.
+ * Nothing here is thread-safe but loop_call, the way in from other threads. A loop belongs to the
+ * thread that created it.
  */
 #ifndef STRIPELOG_LOOP_H
 #define STRIPELOG_LOOP_H
@@ -48,15 +49,16 @@ struct loop_backend {
 /* io_uring where it works, else epoll and threads. -errno and a text on failure. */
 int loop_create(const struct loop_config *config, struct loop **out,
                 struct error *error) must_check;
-/* On a given backend (owned by the loop from here on). "force" a fallback in tests with
- * loop_backend_threads_create. */
+/* On a given backend (owned by the loop from here on, also when this fails): a simulator's, or one
+ * of backends.h. */
 int loop_create_on(const struct loop_config *config, const struct loop_backend *backend, void *self,
                    struct loop **out, struct error *error) must_check;
 /* All tasks must have ended. */
 void loop_destroy(struct loop *loop);
 
-/* Runs until loop_stop was called, or (with until_idle) until no task exists any more. */
+/* Runs until loop_stop was called, or until no task exists any more. Not from within a task. */
 void loop_run(struct loop *loop);
+/* Ends loop_run at the end of this turn (the next loop_run at its first, when none runs). */
 void loop_stop(struct loop *loop);
 /* For start-up and tests: starts run(arg) as a task and runs the loop until that task has ended. */
 void loop_run_task(struct loop *loop, void (*run)(void *arg), void *arg);
@@ -134,6 +136,7 @@ struct loop_io {
     void (*done)(struct loop_io *io); /* records and wakes, no more */
     struct loop_io *next;             /* the backend's while submitted */
     struct loop *loop;                /* set by loop_io_submit */
+    struct task *waiter;              /* loop_io_wait's */
 };
 
 void loop_io_submit(struct loop *loop, struct loop_io *io);
