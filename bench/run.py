@@ -1,0 +1,520 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""run.py: measure stripelog beside its peers, and print ratios.
+
+Nothing here is an absolute number: every figure is the ratio of two medians, of ours and of a peer
+that ran alternately in the same minutes on the same kind of members. README.md says what each row
+means and how to read it.
+"""
+import argparse
+import contextlib
+import json
+import mmap
+import os
+import platform
+import shutil
+import signal
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+KIB, MIB = 1 << 10, 1 << 20
+MEMBERS = 4
+CHUNK = 512 * KIB
+ROW = (MEMBERS - 1) * CHUNK  # a full-stripe write is a whole row
+MEMORY_MARGIN = 32 * MIB  # what a server may use beyond --memory
+
+
+# --- servers ---------------------------------------------------------------------------------------
+
+
+class Server:
+    """A server process that listens on a Unix socket of its own."""
+
+    def __init__(self, bench, name, argv):
+        self.name = name
+        self.socket = os.path.join(bench.work, name + ".sock")
+        self.log = os.path.join(bench.work, name + ".log")
+        argv = [self.socket if a == "@" else a.replace("=@", "=" + self.socket) for a in argv]
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.wait_ready()
+
+    def wait_ready(self):
+        for _ in range(600):
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(self.socket)
+                return
+            time.sleep(0.05)
+        self.stop()
+        raise RuntimeError(f"{self.name} did not start:\n{self.messages()}")
+
+    def messages(self):
+        with open(self.log) as log:
+            return log.read().strip()
+
+    def waited_s(self):
+        """How long its first thread was ready to run and did not."""
+        with open(f"/proc/{self.process.pid}/schedstat") as stat:
+            return int(stat.read().split()[1]) / 1e9
+
+    def peak_bytes(self):
+        with open(f"/proc/{self.process.pid}/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * KIB
+        raise RuntimeError(f"{self.name}: no VmHWM")
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+# --- members ---------------------------------------------------------------------------------------
+
+
+class Members:
+    """Four members of an array and a fifth device of the same kind, which is served raw."""
+
+    def __init__(self, kind, directory, size, loops):
+        self.kind, self.directory = kind, directory
+        self.loops, self.files = [], []
+        self.note = ""
+        os.makedirs(directory, exist_ok=True)
+        try:
+            self.files = [self.make_file(f"{kind}{i}", size) for i in range(MEMBERS + 1)]
+            self.devices = list(self.files)
+            if loops:
+                self.attach()
+        except BaseException:
+            self.remove()
+            raise
+        self.array, self.raw = self.devices[:MEMBERS], self.devices[MEMBERS]
+
+    def make_file(self, name, size):
+        """Written in full, so that no run pays for allocation or the first touch of a page."""
+        path = os.path.join(self.directory, name)
+        piece = os.urandom(MIB)
+        with open(path, "wb") as file:
+            for _ in range(size // MIB):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return path
+
+    def attach(self):
+        for path in self.files:
+            made = subprocess.run(["losetup", "--direct-io=on", "--show", "-f", path], text=True,
+                                  capture_output=True)
+            if made.returncode != 0:
+                self.detach()
+                self.devices = list(self.files)
+                self.note = "losetup does not work here, so plain files: " + made.stderr.strip()
+                return
+            self.loops.append(made.stdout.strip())
+        self.devices = list(self.loops)
+
+    def detach(self):
+        for loop in self.loops:
+            subprocess.run(["losetup", "-d", loop], check=False)
+        self.loops = []
+
+    def remove(self):
+        self.detach()
+        for name in os.listdir(self.directory):
+            os.unlink(os.path.join(self.directory, name))
+        os.rmdir(self.directory)
+
+    def describe(self):
+        file_system = subprocess.run(["stat", "-f", "-c", "%T", self.directory], text=True,
+                                     capture_output=True).stdout.strip()
+        return f"{'loop devices over files' if self.loops else 'files'} on {file_system}"
+
+
+def settle(path):
+    """Leaves nothing of a buffered peer behind: no dirty page, no cached page."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def superblock_of(path):
+    """data_offset and used size in bytes, chunk in bytes, of a member with metadata 1.2."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 4096) as page:
+        try:
+            os.preadv(fd, [page], 4096)
+        finally:
+            os.close(fd)
+        magic, = struct.unpack_from("<I", page, 0)
+        size, = struct.unpack_from("<Q", page, 80)
+        chunk, = struct.unpack_from("<I", page, 88)
+        data_offset, = struct.unpack_from("<Q", page, 128)
+    if magic != 0xA92B4EFC:
+        raise RuntimeError(f"{path}: no superblock after create")
+    return data_offset * 512, size * 512, chunk * 512
+
+
+# --- the bench -------------------------------------------------------------------------------------
+
+
+class Bench:
+    def __init__(self, options):
+        self.options = options
+        self.stripelog = self.program("stripelog")
+        self.load_program = self.program("bench/nbd_load")
+        self.front_door_program = self.program("bench/front_door")
+        self.bare_program = self.program("bench/bare_rmw")
+        self.nbdkit = shutil.which("nbdkit")
+        self.rows, self.skipped = [], []
+        self.stack = contextlib.ExitStack()
+
+    def program(self, name):
+        path = os.path.join(self.options.build, name)
+        if not os.access(path, os.X_OK):
+            sys.exit(f"run.py: {path} is not built (meson option bench)")
+        return path
+
+    def __enter__(self):
+        self.work = tempfile.mkdtemp(prefix="stripelog-bench-")
+        self.stack.callback(shutil.rmtree, self.work, ignore_errors=True)
+        return self
+
+    def __exit__(self, *exception):
+        return self.stack.__exit__(*exception)
+
+    # servers
+
+    @contextlib.contextmanager
+    def serving(self, name, *argv):
+        server = Server(self, name, [str(a) for a in argv])
+        try:
+            yield server
+        finally:
+            server.stop()
+
+    def front_door(self, *argv):
+        return self.serving("front_door", self.front_door_program, "--socket", "@", *argv)
+
+    def nbdkit_of(self, *argv):
+        return self.serving("nbdkit", self.nbdkit, "-f", "-U", "@", *argv)
+
+    def array(self, members, *argv):
+        subprocess.run([self.stripelog, "create", "--level=5", f"--chunk={CHUNK // KIB}K",
+                        "--assume-clean", "--force", *members.array],
+                       check=True, stdout=subprocess.DEVNULL)
+        return self.serving("array", self.stripelog, "serve", "--socket=@", *argv, *members.array)
+
+    # one measurement
+
+    def load(self, server, op, block=4 * KIB, depth=32, connections=1, seconds=None, requests=None):
+        argv = [self.load_program, "--socket", server.socket, "--op", op, "--block",
+                f"{block // KIB}K", "--depth", str(depth), "--connections", str(connections),
+                "--server-pid", str(server.process.pid)]
+        if requests:
+            argv += ["--requests", str(requests)]
+        else:
+            argv += ["--seconds", str(seconds or self.options.seconds)]
+        waited = server.waited_s()
+        done = subprocess.run(argv, text=True, capture_output=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{server.name}, {op}: {done.stderr.strip()}\n{server.messages()}")
+        result = json.loads(done.stdout)
+        result["server_waited_part"] = (server.waited_s() - waited) / result["seconds"]
+        return result
+
+    def bare(self, members):
+        data_offset, size, chunk = superblock_of(members.array[0])
+        done = subprocess.run([self.bare_program, f"--data-offset={data_offset}",
+                               f"--member-size={size}", f"--chunk={chunk}", "--depth=32",
+                               f"--seconds={self.options.seconds}", *members.array],
+                              text=True, capture_output=True)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr.strip())
+        return json.loads(done.stdout)
+
+    def alternate(self, ours, peer):
+        """Runs both in turns, the first of a pair being the second of the next."""
+        results = ([], [])
+        for i in range(self.options.runs):
+            for which in (0, 1) if i % 2 == 0 else (1, 0):
+                results[which].append((ours, peer)[which]())
+        return results
+
+    # what is said of it
+
+    def row(self, name, members, what, pairs, target, key="requests_per_s", factor=1.0):
+        """One figure. target: ('>=' or '<=', limit) of ratio = factor x ours / peer, by medians."""
+        ours, peer = ([r[key] for r in side] for side in pairs)
+        ratio = factor * statistics.median(ours) / statistics.median(peer)
+        single = [factor * a / b for a, b in zip(ours, peer)]
+
+        def cpu(side):
+            found = [r.get("server_cpu_us_per_request", r.get("cpu_us_per_request")) for r in side]
+            return statistics.median(found)
+
+        self.rows.append({
+            "name": name, "members": members, "what": what, "key": key,
+            "ours": statistics.median(ours), "peer": statistics.median(peer), "ratio": ratio,
+            "ratio_low": min(single), "ratio_high": max(single), "target": target,
+            "ours_cpu_us": cpu(pairs[0]), "peer_cpu_us": cpu(pairs[1]), "runs": pairs,
+            "waited_part": statistics.median(r.get("server_waited_part", 0) for r in pairs[0]),
+            "meets": ratio >= target[1] if target[0] == ">=" else ratio <= target[1]})
+        self.print_row(self.rows[-1])
+
+    def print_row(self, row):
+        if row is None:
+            print(f"\n{'':9} {'what':38} {'members':7} {'ours':>10} {'peer':>10} {'ratio':>7}  "
+                  f"{'spread':13} {'target':7} {'CPU us ours':>11} {'peer':>7}")
+            return
+        mark = "meets" if row["meets"] else "below"
+        number = quantity(row["ours"], row["key"]), quantity(row["peer"], row["key"])
+        print(f"{mark:9} {row['what']:38} {row['members']:7} {number[0]:>10} {number[1]:>10} "
+              f"{row['ratio']:7.2f}  {row['ratio_low']:5.2f} - {row['ratio_high']:<5.2f} "
+              f"{row['target'][0]} {row['target'][1]:<4g} {decimal(row['ours_cpu_us']):>11} "
+              f"{decimal(row['peer_cpu_us']):>7}", flush=True)
+
+    # the rows
+
+    def measure_front_door(self, _members):
+        if not self.nbdkit:
+            self.skipped.append("front door: no nbdkit")
+            return
+        with self.front_door("--size", "1G") as ours, self.nbdkit_of("null", "size=1G") as peer:
+            for op, connections in (("randread", 1), ("randread", 4), ("randwrite", 1)):
+                def run(server):
+                    return self.load(server, op, connections=connections)
+                self.load(ours, op, requests=5000)
+                self.load(peer, op, requests=5000)
+                pairs = self.alternate(lambda: run(ours), lambda: run(peer))
+                what = f"null, {op} 4K QD32" + (f" x {connections}" if connections > 1 else "")
+                self.row("front-door", "-", what, pairs, (">=", 5))
+                self.row("front-door", "-", what + ", CPU", pairs, ("<=", 0.25),
+                         "server_cpu_us_per_request")
+
+    def measure_raw_file(self, members):
+        if not self.nbdkit:
+            self.skipped.append("raw file: no nbdkit")
+            return
+        with self.front_door("--file", members.raw) as ours, \
+                self.nbdkit_of("file", members.raw) as peer:
+            def run_peer(op):
+                result = self.load(peer, op)
+                settle(members.raw)
+                return result
+            for op in ("randread", "randwrite"):
+                pairs = self.alternate(lambda: self.load(ours, op), lambda: run_peer(op))
+                self.row("raw-file", members.kind, f"one file, {op} 4K QD32, CPU", pairs,
+                         ("<=", 0.5), "server_cpu_us_per_request")
+
+    def measure_reads(self, members):
+        with self.array(members) as ours, self.front_door("--file", members.raw) as peer:
+            for what, op, block, depth in (("4K random QD32", "randread", 4 * KIB, 32),
+                                           ("1M sequential QD8", "read", MIB, 8)):
+                pairs = self.alternate(lambda: self.load(ours, op, block, depth),
+                                       lambda: self.load(peer, op, block, depth))
+                self.row("reads", members.kind, f"array / raw, read {what}", pairs, (">=", 0.8),
+                         "requests_per_s" if block == 4 * KIB else "bytes_per_s")
+
+    def measure_full_stripes(self, members):
+        with self.array(members) as ours, self.front_door("--file", members.raw) as peer:
+            pairs = self.alternate(lambda: self.load(ours, "write", ROW, 8),
+                                   lambda: self.load(peer, "write", ROW, 8))
+            self.row("full-stripes", members.kind, "array / raw, full stripes, device bytes", pairs,
+                     (">=", 0.6), "bytes_per_s", factor=MEMBERS / (MEMBERS - 1))
+
+    def measure_small_writes(self, members):
+        with self.array(members) as ours:
+            def bare():
+                time.sleep(0.5)  # the array marks itself clean, and then leaves its members alone
+                return self.bare(members)
+            pairs = self.alternate(lambda: self.load(ours, "randwrite"), bare)
+            for side in pairs:
+                for result in side:
+                    result["us_per_request"] = 1e6 / result["requests_per_s"]
+            self.row("small-writes", members.kind, "array / bare, write 4K random QD32, time", pairs,
+                     ("<=", 1.5), "us_per_request")
+
+    def measure_memory(self, members):
+        for memory in (64 * MIB, 256 * MIB):
+            with self.array(members, f"--memory={memory // MIB}M") as server:
+                for op, block, depth, connections in (
+                        ("randwrite", 4 * KIB, 128, 4), ("randread", 4 * KIB, 32, 32),
+                        ("write", ROW, 16, 4), ("randwrite", 20 * KIB, 64, 8),
+                        ("read", 32 * MIB, 16, 8), ("randwrite", 8 * MIB, 4, 4)):
+                    self.load(server, op, block, depth, connections, seconds=1)
+                peak = server.peak_bytes()
+            self.rows.append({
+                "name": "memory", "members": members.kind, "key": "bytes",
+                "what": f"VmHWM beyond --memory={memory // MIB}M / 32M", "ours": peak,
+                "peer": memory + MEMORY_MARGIN, "ratio": (peak - memory) / MEMORY_MARGIN,
+                "ratio_low": (peak - memory) / MEMORY_MARGIN,
+                "ratio_high": (peak - memory) / MEMORY_MARGIN, "target": ("<=", 1),
+                "ours_cpu_us": None, "peer_cpu_us": None, "meets": peak <= memory + MEMORY_MARGIN})
+            self.print_row(self.rows[-1])
+
+    def run(self):
+        measures = {"front-door": self.measure_front_door, "raw-file": self.measure_raw_file,
+                    "reads": self.measure_reads, "full-stripes": self.measure_full_stripes,
+                    "small-writes": self.measure_small_writes, "memory": self.measure_memory}
+        only = self.options.only or list(measures)
+        wanted = [name for name in measures if name in only]
+        kinds = {}
+        if wanted != ["front-door"]:
+            kinds = {kind: self.make_members(kind) for kind in self.options.members}
+        for members in kinds.values():
+            print(f"members {members.kind!r}: {members.describe()}"
+                  + (f" ({members.note})" if members.note else ""))
+        self.print_row(None)
+        for name in wanted:
+            for members in [None] if name == "front-door" else kinds.values():
+                measures[name](members)
+        return kinds
+
+    def make_members(self, kind):
+        directory = self.options.ram_dir if kind == "ram" else self.options.disk_dir
+        members = Members(kind, os.path.join(directory, f"stripelog-bench-{os.getpid()}"),
+                          self.options.size_mib * MIB, loops=kind == "ram")
+        self.stack.callback(members.remove)
+        return members
+
+
+def decimal(value):
+    return "" if value is None else f"{value:.2f}"
+
+
+def quantity(value, key):
+    if key in ("bytes", "bytes_per_s"):
+        return f"{value / MIB:.0f} MiB" + ("/s" if key == "bytes_per_s" else "")
+    return f"{value / 1000:.1f} k/s" if key == "requests_per_s" else f"{value:.2f} us"
+
+
+# --- results ---------------------------------------------------------------------------------------
+
+PLOT = """
+set terminal {terminal}
+set output '{output}'
+set title 'stripelog beside its peers: how far above (green) or below (red) each target'
+set logscale x 2
+set xrange [*:*]
+set yrange [-0.6:{last}] reverse
+set arrow 1 from 1,-0.6 to 1,{last} nohead lw 2 lc rgb '#444444'
+set xlabel 'times the target (1 = just met)'
+set grid x
+set lmargin 52
+unset key
+plot '{data}' using (sqrt($1)):0:(($1 > 1 ? 1 : $1)):(($1 > 1 ? $1 : 1)):($0-0.35):($0+0.35):($1 >= 1 ? 0x2e8b57 : 0xc0392b):ytic(2) with boxxyerror fs solid lc rgb variable
+"""
+
+
+def plot(rows, out):
+    """bench.svg and bench.png: one bar a row, its length being how often the target is met."""
+    if not shutil.which("gnuplot") or not rows:
+        return "no plot: gnuplot is not here"
+    data = os.path.join(out, "bench.dat")
+    with open(data, "w") as file:
+        for row in rows:
+            times = row["ratio"] / row["target"][1]
+            times = times if row["target"][0] == ">=" else 1 / max(times, 1e-3)
+            members = "" if row["members"] == "-" else f" ({row['members']})"
+            label = f"{row['what']}{members}".replace('"', "'")
+            file.write(f'{times:.4f} "{label}"\n')
+    for terminal, suffix in (("svg size 1000,700 noenhanced", "svg"),
+                             ("png size 1000,700 noenhanced", "png")):
+        script = PLOT.format(terminal=terminal, output=os.path.join(out, "bench." + suffix),
+                             data=data, last=len(rows) - 0.4)
+        done = subprocess.run(["gnuplot"], input=script, text=True, capture_output=True)
+        if done.returncode != 0:
+            return "no plot: " + done.stderr.strip()
+    return os.path.join(out, "bench.svg") + " and .png"
+
+
+def machine():
+    def first_line(*argv):
+        with contextlib.suppress(OSError):
+            done = subprocess.run(argv, text=True, capture_output=True)
+            return done.stdout.strip().split("\n")[0]
+        return None
+    model = None
+    with open("/proc/cpuinfo") as cpuinfo:
+        for line in cpuinfo:
+            if line.startswith("model name"):
+                model = line.split(":")[1].strip()
+                break
+    here = os.path.dirname(os.path.abspath(__file__))
+    return {"cpus": os.cpu_count(), "cpu": model, "kernel": platform.release(),
+            "nbdkit": first_line("nbdkit", "--version"),
+            "commit": first_line("git", "-C", here, "describe", "--always", "--dirty")}
+
+
+def options_parse():
+    top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    parser = argparse.ArgumentParser(description="Measure stripelog beside its peers.")
+    parser.add_argument("--quick", action="store_true", help="3 runs of 1 s, small members")
+    parser.add_argument("--only", action="append", metavar="NAME",
+                        choices=["front-door", "raw-file", "reads", "full-stripes", "small-writes",
+                                 "memory"], help="this part alone; may be repeated")
+    parser.add_argument("--members", action="append", choices=["ram", "disk"],
+                        help="this kind of members alone")
+    parser.add_argument("--runs", type=int, help="of each side (5)")
+    parser.add_argument("--seconds", type=int, help="of each run (3)")
+    parser.add_argument("--size-mib", type=int, help="of each member (512)")
+    parser.add_argument("--build", default=os.environ.get("BUILD", os.path.join(top, "build/bench")),
+                        help="build directory, made with -Dbench=true ($BUILD)")
+    parser.add_argument("--out", help="where results go (the build directory)")
+    parser.add_argument("--ram-dir", default="/dev/shm")
+    parser.add_argument("--disk-dir", help="where the members on disk go (the build directory)")
+    options = parser.parse_args()
+    options.runs = options.runs or (3 if options.quick else 5)
+    options.seconds = options.seconds or (1 if options.quick else 3)
+    options.size_mib = options.size_mib or (192 if options.quick else 512)
+    options.members = options.members or ["ram", "disk"]
+    options.out = options.out or options.build
+    options.disk_dir = options.disk_dir or options.build
+    return options
+
+
+def main():
+    options = options_parse()
+    # Ends like an exception, so that servers stop and members go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+    facts = machine()
+    facts["load_before"] = os.getloadavg()[0]
+    print(f"{facts['cpus']} CPUs, {facts['cpu']}, Linux {facts['kernel']}, {facts['nbdkit']}, "
+          f"{facts['commit']}")
+    print(f"{options.runs} runs of {options.seconds} s each side, in turns; "
+          f"load before {facts['load_before']:.1f}")
+    with Bench(options) as bench:
+        kinds = bench.run()
+        facts["members"] = {kind: members.describe() for kind, members in kinds.items()}
+    facts["load_after"] = os.getloadavg()[0]
+
+    os.makedirs(options.out, exist_ok=True)
+    results = os.path.join(options.out, "results.json")
+    with open(results, "w") as file:
+        json.dump({"machine": facts, "runs": options.runs, "seconds": options.seconds,
+                   "rows": bench.rows, "skipped": bench.skipped}, file, indent=1)
+    met = sum(row["meets"] for row in bench.rows)
+    for what in bench.skipped:
+        print(f"skipped   {what}")
+    print(f"\n{met} of {len(bench.rows)} targets met; {len(bench.skipped)} parts skipped")
+    print(f"{results}; {plot(bench.rows, options.out)}")
+
+
+if __name__ == "__main__":
+    main()
