@@ -287,7 +287,9 @@ unsynced_fill(struct array *array)
          * believed. */
         if (!assembly->forced_dirty_degraded)
             array->unsynced.from = assembly->resync_from_bytes;
-        if (freshest->bitmap_usable && assembly->resync_from_bytes == 0) {
+        /* A bit of less than a block would need several looks a stripe; nobody makes such. */
+        if (freshest->bitmap_usable && freshest->bitmap_region_bytes >= BLOCK_BYTES &&
+            assembly->resync_from_bytes == 0) {
             array->unsynced.bits = freshest->bitmap_bits;
             array->unsynced.region_bytes = freshest->bitmap_region_bytes;
         }

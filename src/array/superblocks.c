@@ -75,7 +75,7 @@ superblock_fill(const struct array *array, struct superblock *sb, uint64_t resyn
     sb->utime = superblock_time(now_us / 1000000, 0);
     /* Nobody keeps the bitmap up to date, so it must be gone with the first update (it is read at
      * the start). */
-    sb->feature_map &= ~(uint32_t)SUPERBLOCK_FEATURE_BITMAP;
+    sb->feature_map &= ~(uint32_t)(SUPERBLOCK_FEATURE_BITMAP | SUPERBLOCK_FEATURE_RECOVERY_BITMAP);
     sb->bitmap_offset_sectors = 0;
     sb->resync_offset_sectors =
         resync_from == UINT64_MAX ? SUPERBLOCK_RESYNC_DONE : resync_from / SECTOR_BYTES;
