@@ -1,0 +1,174 @@
+/*
+ * service.c: what a service owes to whoever started it.
+ */
+#include "cli/service.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/pidfd.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ---- Pidfile ---- */
+
+int
+pidfile_write(const char *path, struct error *error)
+{
+    char temporary[PATH_MAX];
+    FILE *file;
+    bool failed;
+
+    if ((size_t)snprintf(temporary, sizeof temporary, "%s.%d", path, (int)getpid()) >=
+        sizeof temporary)
+        return error_set(error, -ENAMETOOLONG, "%s: %s", path, strerror(ENAMETOOLONG));
+    file = fopen(temporary, "we");
+    if (!file)
+        return error_set(error, -errno, "%s: cannot be made: %s", temporary, strerror(errno));
+    errno = EIO; /* where stdio leaves none */
+    failed = fprintf(file, "%d\n", (int)getpid()) < 0;
+    failed |= fclose(file) != 0;
+    if (!failed && rename(temporary, path) == 0)
+        return 0;
+    (void)error_set(error, -errno, "%s: cannot be written: %s", path,
+                    strerror(errno)); /* error->code is what counts */
+    (void)unlink(temporary);          /* it may not be there */
+    return error->code;
+}
+
+void
+pidfile_remove(const char *path)
+{
+    (void)unlink(path); /* somebody may have done so before */
+}
+
+/* ---- The service manager ---- */
+
+void
+notify_send(const char *state)
+{
+    const char *path = getenv("NOTIFY_SOCKET");
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const size_t length = path ? strlen(path) : 0;
+    int fd;
+
+    if (length == 0 || length >= sizeof address.sun_path || (path[0] != '/' && path[0] != '@'))
+        return;
+    memcpy(address.sun_path, path, length);
+    if (path[0] == '@')
+        address.sun_path[0] = '\0';
+    fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return;
+    /* A manager that does not listen has its own timeout. */
+    (void)sendto(fd, state, strlen(state), MSG_NOSIGNAL, (const struct sockaddr *)&address,
+                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length));
+    (void)close(fd); /* nothing to fail */
+}
+
+/* ---- The default socket ---- */
+
+int
+default_socket(const char *uuid, char *path, size_t bytes, struct error *error)
+{
+    const bool root = geteuid() == 0;
+    const char *base = root ? "/run" : getenv("XDG_RUNTIME_DIR");
+    char directory[PATH_MAX];
+
+    if (!base || base[0] != '/')
+        return error_set(error, -ENOENT,
+                         "--socket=PATH or --listen=PORT says where to listen\n"
+                         "XDG_RUNTIME_DIR is not set, so there is no default place for the socket");
+    (void)snprintf(directory, sizeof directory, "%s/stripelog", base);
+    if (mkdir(directory, root ? 0755 : 0700) < 0 && errno != EEXIST)
+        return error_set(error, -errno, "%s: cannot be made: %s", directory, strerror(errno));
+    if ((size_t)snprintf(path, bytes, "%s/%s.nbd", directory, uuid) >= bytes)
+        return error_set(error, -ENAMETOOLONG, "%s: %s", directory, strerror(ENAMETOOLONG));
+    return 0;
+}
+
+/* ---- Signals ---- */
+
+static void
+stop_signals(sigset_t *set)
+{
+    /* Neither can fail with signals that exist. */
+    (void)sigemptyset(set);
+    (void)sigaddset(set, SIGTERM);
+    (void)sigaddset(set, SIGINT);
+}
+
+int
+signals_open(struct error *error)
+{
+    sigset_t set;
+    int fd;
+
+    stop_signals(&set);
+    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+        return error_set(error, -errno, "cannot block signals: %s", strerror(errno));
+    fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (fd < 0)
+        return error_set(error, -errno, "cannot receive signals: %s", strerror(errno));
+    return fd;
+}
+
+int
+signals_take(int fd)
+{
+    struct signalfd_siginfo info;
+
+    return read(fd, &info, sizeof info) == (ssize_t)sizeof info ? (int)info.ssi_signo : 0;
+}
+
+/* ---- The command ---- */
+
+static void
+command_exec(const char *command, const char *uri, const char *unixsocket)
+{
+    sigset_t set;
+
+    stop_signals(&set);
+    (void)sigprocmask(SIG_UNBLOCK, &set, NULL); /* cannot fail */
+    (void)signal(SIGPIPE, SIG_DFL);             /* cannot fail */
+    if (setenv("uri", uri, 1) == 0 && setenv("unixsocket", unixsocket ? unixsocket : "", 1) == 0) {
+        (void)unsetenv("NOTIFY_SOCKET"); /* cannot fail */
+        (void)execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+    }
+    _exit(127);
+}
+
+int
+command_start(const char *command, const char *uri, const char *unixsocket, pid_t *pid, int *pid_fd,
+              struct error *error)
+{
+    *pid = fork();
+    if (*pid < 0)
+        return error_set(error, -errno, "cannot start \"%s\": %s", command, strerror(errno));
+    if (*pid == 0)
+        command_exec(command, uri, unixsocket);
+    *pid_fd = pidfd_open(*pid, 0);
+    if (*pid_fd >= 0)
+        return 0;
+    (void)error_set(error, -errno, "cannot watch \"%s\": %s", command,
+                    strerror(errno)); /* error->code is what counts */
+    (void)kill(*pid, SIGKILL);        /* ours, and not yet waited for */
+    (void)waitpid(*pid, NULL, 0);     /* nobody asks any more */
+    return error->code;
+}
+
+int
+command_status(pid_t pid)
+{
+    int status;
+
+    while (waitpid(pid, &status, 0) < 0)
+        if (errno != EINTR)
+            return 1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}

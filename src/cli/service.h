@@ -1,0 +1,41 @@
+/*
+ * service.h: what a service owes to whoever started it: a pidfile, word that it is ready, an end
+ * when asked for, and the command that it was started for.
+ */
+#ifndef STRIPELOG_SERVICE_H
+#define STRIPELOG_SERVICE_H
+
+#include "base/base.h"
+#include "base/error.h"
+
+#include <sys/types.h>
+
+/* Our number, at once or not at all: who reads the file never finds half of it. */
+int pidfile_write(const char *path, struct error *error) must_check;
+void pidfile_remove(const char *path);
+
+/* "READY=1" and the like to the service manager that $NOTIFY_SOCKET names, if there is one. */
+void notify_send(const char *state);
+
+/*
+ * The default socket of the array with this uuid (as text): /run/stripelog/UUID.nbd, without root
+ * $XDG_RUNTIME_DIR/stripelog/UUID.nbd. Makes the directory.
+ */
+int default_socket(const char *uuid, char *path, size_t bytes, struct error *error) must_check;
+
+/* Blocks SIGTERM and SIGINT, and returns a descriptor that is readable when one came. Before any
+ * thread is made. */
+int signals_open(struct error *error) must_check;
+/* Takes one; 0 if there is none. */
+int signals_take(int fd);
+
+/*
+ * Starts "sh -c COMMAND" with $uri and $unixsocket (path may be NULL) in its environment, and
+ * signals as they were before signals_open. *pid_fd is readable when it has ended.
+ */
+int command_start(const char *command, const char *uri, const char *unixsocket, pid_t *pid,
+                  int *pid_fd, struct error *error) must_check;
+/* Its exit status when it has ended; 128 + signal where one ended it. */
+int command_status(pid_t pid);
+
+#endif
