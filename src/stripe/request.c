@@ -257,10 +257,10 @@ engine_zero(struct engine *engine, uint64_t offset, uint64_t length, bool may_pu
 
     if (fast_only && !(punch && rows_whole(engine, offset, length)))
         return -ENOTSUP;
-    result =
-        request_run(engine, (struct piece){.kind = punch ? PIECE_PUNCH : PIECE_ZERO, .fua = fua},
-                    offset, length);
-    /* A punch carries no FUA. */
+    /* A punch carries no FUA: it is flushed as a whole. */
+    result = request_run(
+        engine, (struct piece){.kind = punch ? PIECE_PUNCH : PIECE_ZERO, .fua = fua && !punch},
+        offset, length);
     if (result == 0 && punch && fua)
         result = engine_flush(engine);
     return result;

@@ -608,9 +608,12 @@ overlay(struct run *run, unsigned m, unsigned s, unsigned at, const uint8_t *sou
         unsigned length)
 {
     const size_t b = block_at(run, m, s);
-    const uint8_t *base = run->new_block[b] != NULL ? run->new_block[b] : run->old_block[b];
+    const uint8_t *base = run->new_block[b];
 
-    if (length < BLOCK_BYTES && base != run->own_block[b])
+    /* A block that a later piece covers altogether was not read: what is around does not matter. */
+    if (base == NULL && (run->part[m] >> s & 1))
+        base = run->old_block[b];
+    if (length < BLOCK_BYTES && base != NULL && base != run->own_block[b])
         memcpy(run->own_block[b], base, BLOCK_BYTES);
     if (source != NULL)
         memcpy(run->own_block[b] + at, source, length);
@@ -876,6 +879,10 @@ phase_changes(struct run *run)
     (void)io_wait(&run->ios); /* errors are kept by member */
     if (run->punch_refused)
         write_zeros_instead(run);
+    /* A punch carries no FUA. Here it may have taken the place of a write with FUA that came in
+     * the same batch, and what that write replaced must not come back after a crash. */
+    if (run->fua && run->punched != 0)
+        engine_flush_members(run->engine);
     run_report_members(run, "write");
     if (mend_pages(run) > 0)
         run_mend(run, area_block(run));
