@@ -11,6 +11,8 @@
 
 #include "nbd/protocol.h"
 
+#define PREFIX_BYTES_MAX 128
+
 static size_t
 put_option(uint8_t *at, uint32_t option, const void *data, uint32_t length)
 {
@@ -52,23 +54,21 @@ put_right(uint8_t *data, size_t size)
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    uint8_t prefix[256];
-    uint8_t *copy;
     size_t prefix_bytes;
+    uint8_t *copy;
 
     if (size < 2)
         return 0;
-    prefix_bytes = put_handshake(prefix, data[1] & 3);
-    copy = malloc(size);
+    copy = malloc(PREFIX_BYTES_MAX + size);
     promise(copy != NULL);
-    memcpy(copy, data + 2, size - 2);
+    prefix_bytes = put_handshake(copy, data[1] & 3);
+    promise(prefix_bytes <= PREFIX_BYTES_MAX);
+    memcpy(copy + prefix_bytes, data + 2, size - 2);
     if (data[1] & 4)
-        put_right(copy, size - 2);
+        put_right(copy + prefix_bytes, size - 2);
     nbd_wire_run(&(const struct nbd_wire_input){
-        .prefix = prefix,
-        .prefix_bytes = prefix_bytes,
         .data = copy,
-        .bytes = size - 2,
+        .bytes = prefix_bytes + size - 2,
         .receive_piece = data[0] & 15 ? (size_t)1 << ((data[0] & 15) - 1) : 0,
         .send_piece = data[0] >> 4 ? (size_t)1 << ((data[0] >> 4) - 1) : 0,
     });

@@ -9,10 +9,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define EXPORT_BYTES (256 * KIB)
-#define POOL_BYTES   (2 * MIB)
+#define EXPORT_BYTES (32 * KIB)
+#define POOL_BYTES   (256 * KIB)
 #define NAME         "array"
-#define SENT_MAX     (1024 * KIB)
+#define SENT_MAX     (256 * KIB)
 
 /* --- The backend ---------------------------------------------------------------------------- */
 
@@ -21,11 +21,12 @@ struct wire {
     struct pages *pages;
     struct nbd_server *server;
     struct export export;
+    uint8_t content[EXPORT_BYTES];
     uint64_t now_ns;
     struct loop_io *first, **end;
     const struct nbd_wire_input *input;
-    size_t received; /* of prefix and data */
-    uint8_t *sent;   /* the first SENT_MAX bytes */
+    size_t received;
+    uint8_t *sent; /* the first SENT_MAX bytes */
     size_t sent_bytes;
     bool sent_all; /* nothing was cut off */
 };
@@ -38,16 +39,9 @@ wire_receive(struct wire *wire, struct loop_io *io)
 
     if (input->receive_piece)
         room = min_u64(room, input->receive_piece);
-    if (wire->received < input->prefix_bytes) {
-        now = min_u64(room, input->prefix_bytes - wire->received);
-        memcpy(io->iov->iov_base, input->prefix + wire->received, now);
-    } else {
-        const size_t at = wire->received - input->prefix_bytes;
-
-        now = min_u64(room, input->bytes - at);
-        if (now)
-            memcpy(io->iov->iov_base, input->data + at, now);
-    }
+    now = min_u64(room, input->bytes - wire->received);
+    if (now)
+        memcpy(io->iov->iov_base, input->data + wire->received, now);
     wire->received += now;
     return now;
 }
@@ -126,13 +120,7 @@ static const struct loop_backend wire_backend = {
     .destroy = wire_destroy,
 };
 
-/* --- The export: its bytes say where they are, so that answers can be checked --------------- */
-
-static uint8_t
-content(uint64_t offset)
-{
-    return (uint8_t)(offset * 2654435761u >> 11);
-}
+/* --- The export, with a fixed content, so that answers can be checked ------------------------ */
 
 /* Some take a while, and some fail: by what they are asked for. */
 static int
@@ -150,13 +138,12 @@ export_delay(struct export *export, uint64_t offset, uint64_t length)
 static int
 export_read(struct export *export, void *memory, uint64_t offset, uint64_t length)
 {
-    uint8_t *const bytes = memory;
+    const int result = export_delay(export, offset, length);
 
     promise((uintptr_t)memory % BLOCK_BYTES == 0 && offset % BLOCK_BYTES == 0 &&
             length % BLOCK_BYTES == 0);
-    for (uint64_t i = 0; i < length; i++)
-        bytes[i] = content(offset + i);
-    return export_delay(export, offset, length);
+    memcpy(memory, container_of(export, struct wire, export)->content + offset, length);
+    return result;
 }
 
 static int
@@ -216,33 +203,22 @@ cursor_take(struct cursor *cursor, size_t length)
     return at;
 }
 
-static uint8_t
-input_byte(const struct nbd_wire_input *input, size_t at)
-{
-    if (at < input->prefix_bytes)
-        return input->prefix[at];
-    return at - input->prefix_bytes < input->bytes ? input->data[at - input->prefix_bytes] : 0;
-}
-
-/* The first request from `at` on whose cookie this is, as the client's bytes have it; cookies may
- * repeat, and payloads may look like requests, so one that fits any is good enough. */
+/* Is there a request with this cookie in the client's bytes? Cookies may repeat, and payloads may
+ * look like requests, so one that fits any is good enough. */
 static bool
 input_has_request(const struct nbd_wire_input *input, const uint8_t *cookie, unsigned command,
                   uint32_t length)
 {
-    const size_t bytes = input->prefix_bytes + input->bytes;
+    const uint8_t *at = input->data, *const end = input->data + input->bytes;
+    uint8_t magic[4];
 
-    for (size_t at = 0; at + NBD_REQUEST_BYTES <= bytes; at++) {
-        uint8_t request[NBD_REQUEST_BYTES];
-
-        if (input_byte(input, at) != 0x25)
-            continue;
-        for (size_t i = 0; i < sizeof request; i++)
-            request[i] = input_byte(input, at + i);
-        if (load_be32(request) == NBD_REQUEST_MAGIC && memcmp(request + 8, cookie, 8) == 0 &&
-            (command == UINT32_MAX || load_be16(request + 6) == command) &&
-            (length == UINT32_MAX || load_be32(request + 24) == length))
+    store_be32(magic, NBD_REQUEST_MAGIC);
+    while ((at = memmem(at, (size_t)(end - at), magic, sizeof magic)) != NULL) {
+        if (end - at >= NBD_REQUEST_BYTES && memcmp(at + 8, cookie, 8) == 0 &&
+            (command == UINT32_MAX || load_be16(at + 6) == command) &&
+            (length == UINT32_MAX || load_be32(at + 24) == length))
             return true;
+        at++;
     }
     return false;
 }
@@ -259,7 +235,7 @@ check_handshake(const struct nbd_wire_input *input, struct cursor *sent)
 
         if (sent->left < 8 || load_be64(sent->at) != NBD_OPTION_REPLY_MAGIC) {
             /* Only EXPORT_NAME is answered in another form. */
-            at = cursor_take(sent, input_byte(input, 3) & NBD_FLAG_NO_ZEROES ? 10 : 134);
+            at = cursor_take(sent, input->data[3] & NBD_FLAG_NO_ZEROES ? 10 : 134);
             promise(at && load_be64(at) == EXPORT_BYTES);
             return true;
         }
@@ -279,18 +255,19 @@ check_handshake(const struct nbd_wire_input *input, struct cursor *sent)
 }
 
 static void
-check_data(const uint8_t *data, uint64_t offset, uint32_t length)
+check_data(const struct wire *wire, const uint8_t *data, uint64_t offset, uint32_t length)
 {
     promise(offset <= EXPORT_BYTES && length <= EXPORT_BYTES - offset);
-    for (uint32_t i = 0; i < length; i++)
-        promise(data[i] == content(offset + i));
+    promise(memcmp(data, wire->content + offset, length) == 0);
 }
 
 /* W2. A simple reply to a read does not say how long its data is, so what follows it is looked at
  * only as far as it is unambiguous: until the next magic where one must be. */
 static void
-check_transmission(const struct nbd_wire_input *input, struct cursor *sent)
+check_transmission(const struct wire *wire, struct cursor *sent)
 {
+    const struct nbd_wire_input *const input = wire->input;
+
     while (sent->left) {
         const uint8_t *header = cursor_take(sent, 4), *data;
         uint32_t length;
@@ -322,7 +299,7 @@ check_transmission(const struct nbd_wire_input *input, struct cursor *sent)
         case NBD_CHUNK_OFFSET_DATA:
             promise(length > 8);
             promise(input_has_request(input, header + 8, NBD_CMD_READ, length - 8));
-            check_data(data + 8, load_be64(data), length - 8);
+            check_data(wire, data + 8, load_be64(data), length - 8);
             break;
         case NBD_CHUNK_BLOCK_STATUS:
             promise(length == 12 && load_be32(data + 4) > 0);
@@ -354,6 +331,8 @@ wire_create(void)
     promise(wire != NULL);
     wire->end = &wire->first;
     wire->sent = malloc(SENT_MAX);
+    for (size_t i = 0; i < EXPORT_BYTES; i++)
+        wire->content[i] = (uint8_t)(i * 2654435761u >> 11);
     wire->export = (struct export){&export_ops, NAME, EXPORT_BYTES, false};
     promise(wire->sent != NULL);
     promise(loop_create_on(&loop_config, &wire_backend, wire, &wire->loop, &error) == 0);
@@ -388,5 +367,5 @@ nbd_wire_run(const struct nbd_wire_input *input)
     promise(pages_free(wire->pages) == pages_total(wire->pages)); /* W4 */
     sent = (struct cursor){wire->sent, wire->sent_bytes, !wire->sent_all};
     if (check_handshake(input, &sent))
-        check_transmission(input, &sent);
+        check_transmission(wire, &sent);
 }

@@ -17,10 +17,7 @@
 #include "fuzz.h"
 
 struct nbd_wire_input {
-    /* Before the fuzzed bytes; may be NULL. */
-    const uint8_t *prefix;
-    size_t prefix_bytes;
-    const uint8_t *data;
+    const uint8_t *data; /* all that the client sends */
     size_t bytes;
     /* How much a receive gets and a send takes at most; 0: all there is. */
     size_t receive_piece, send_piece;
