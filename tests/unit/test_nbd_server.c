@@ -10,6 +10,7 @@
 #include "nbd/listen.h"
 #include "nbd/protocol.h"
 #include "nbd/server.h"
+#include "runtime/backends.h"
 #include <fcntl.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
@@ -167,15 +168,32 @@ world_main(void *arg)
         nbd_server_stop(w->server);
 }
 
+/* LOOP_BACKEND=threads in the environment: on the backend for systems without io_uring. */
+static void
+world_create_loop(struct world *w)
+{
+    const struct loop_config config = {.tasks = 1536, .task_stack_bytes = 512 * KIB};
+    const char *const name = getenv("LOOP_BACKEND");
+    const struct loop_backend *backend;
+    struct error error;
+    void *self;
+
+    if (name && strcmp(name, "threads") == 0) {
+        assert_int_equal(backend_threads_create(&backend, &self, &error), 0);
+        assert_int_equal(loop_create_on(&config, backend, self, &w->loop, &error), 0);
+    } else {
+        assert_int_equal(loop_create(&config, &w->loop, &error), 0);
+    }
+}
+
 static void
 world_run(const struct world_options *options, void (*body)(struct world *w))
 {
-    const struct loop_config loop_config = {.tasks = 1536, .task_stack_bytes = 512 * KIB};
     struct nbd_server_config config = {.limits = options->limits};
     struct world *const w = calloc(1, sizeof *w);
     struct error error;
 
-    assert_int_equal(loop_create(&loop_config, &w->loop, &error), 0);
+    world_create_loop(w);
     assert_int_equal(pages_create(w->loop, options->pool_bytes ? options->pool_bytes : POOL_BYTES,
                                   false, &w->pages),
                      0);
@@ -791,7 +809,8 @@ static size_t
 converse(struct world *w, const uint8_t *data, size_t length, size_t first, size_t piece,
          uint8_t *answer, size_t room)
 {
-    /* LIST, the option that is not known, and the rest of the handshake. */
+    /* LIST, the option that is not known, and the rest of the handshake, whose first option tells
+     * which it is. */
     const size_t begin = (20 + 4 + 20) + (20 + sizeof "option not known" - 1) +
                          handshake_reply_bytes(data[4 + 16 + 16 + 7 + 8 + 3] != NBD_OPT_GO);
     struct client c = client_open(w);
