@@ -53,14 +53,14 @@ struct state {
     struct connection connections[CONNECTIONS_MAX];
 };
 
-static void
+static _Noreturn void
 fail(const char *what)
 {
     (void)fprintf(stderr, "nbd_load: %s\n", what);
     exit(1);
 }
 
-static void
+static _Noreturn void
 fail_errno(const char *what)
 {
     (void)fprintf(stderr, "nbd_load: %s: %s\n", what, strerror(errno));

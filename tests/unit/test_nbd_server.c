@@ -1146,10 +1146,11 @@ further_connections_than_allowed_are_closed_body(struct world *w)
 static void
 further_connections_than_allowed_are_closed(void **state)
 {
-    const struct rlimit limit = {4096, 4096};
+    struct rlimit limit;
     char path[64];
 
-    if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    if (limit.rlim_cur < 700)
         skip(); /* too few descriptors here */
     (void)snprintf(path, sizeof path, "/tmp/nbd-server-%d", (int)getpid());
     world_run(&(struct world_options){.listen_path = path},
