@@ -144,6 +144,7 @@ transfer_done(struct io *io)
     }
     if (result > 0 && (uint64_t)result < system->length) {
         io_advance(io, (uint64_t)result);
+        io->retries = 0;
         loop_io_submit(io->device->loop, system);
         return true;
     }
