@@ -79,6 +79,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        with contextlib.suppress(OSError):
+            os.unlink(self.socket)  # nbdkit leaves its own behind
 
 
 # --- members ---------------------------------------------------------------------------------------
@@ -143,6 +145,13 @@ class Members:
         return f"{'loop devices over files' if self.loops else 'files'} on {file_system}"
 
 
+def warm(path):
+    """Puts all of it into the page cache."""
+    with open(path, "rb", buffering=0) as file:
+        while file.read(MIB):
+            pass
+
+
 def settle(path):
     """Leaves nothing of a buffered peer behind: no dirty page, no cached page."""
     fd = os.open(path, os.O_RDWR)
@@ -176,7 +185,9 @@ def superblock_of(path):
 class Bench:
     def __init__(self, options):
         self.options = options
-        self.stripelog = self.program("stripelog")
+        alone = {"front-door", "raw-file"}  # no array needed
+        if not options.only or not alone.issuperset(options.only):
+            self.stripelog = self.program("stripelog")
         self.load_program = self.program("bench/nbd_load")
         self.front_door_program = self.program("bench/front_door")
         self.bare_program = self.program("bench/bare_rmw")
@@ -314,10 +325,13 @@ class Bench:
         with self.front_door("--file", members.raw) as ours, \
                 self.nbdkit_of("file", members.raw) as peer:
             def run_peer(op):
+                if op == "randread":
+                    warm(members.raw)
                 result = self.load(peer, op)
                 settle(members.raw)
                 return result
             for op in ("randread", "randwrite"):
+                self.load(ours, op, requests=5000)
                 pairs = self.alternate(lambda: self.load(ours, op), lambda: run_peer(op))
                 self.row("raw-file", members.kind, f"one file, {op} 4K QD32, CPU", pairs,
                          ("<=", 0.5), "server_cpu_us_per_request")
@@ -356,7 +370,7 @@ class Bench:
                 for op, block, depth, connections in (
                         ("randwrite", 4 * KIB, 128, 4), ("randread", 4 * KIB, 32, 32),
                         ("write", ROW, 16, 4), ("randwrite", 20 * KIB, 64, 8),
-                        ("read", 32 * MIB, 16, 8), ("randwrite", 8 * MIB, 4, 4)):
+                        ("read", 16 * MIB, 16, 8), ("randwrite", 8 * MIB, 4, 4)):
                     self.load(server, op, block, depth, connections, seconds=1)
                 peak = server.peak_bytes()
             self.rows.append({
@@ -517,4 +531,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"run.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
