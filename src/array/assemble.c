@@ -347,7 +347,7 @@ judge(struct decision *d, unsigned i)
         return 0;
     }
     if (assembly->events - sb->events >= 2) {
-        leave_out(d, i, FATE_STALE, "stale: %" PRIu64 " events, %s has %" PRIu64, sb->events,
+        leave_out(d, i, FATE_STALE, "%" PRIu64 " events, %s has %" PRIu64, sb->events,
                   device_name(d, assembly->freshest_index), assembly->events);
         return 0;
     }

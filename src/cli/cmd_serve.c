@@ -259,12 +259,11 @@ check_journal(struct serve *serve, const struct candidate *candidates)
     if (r == 0 && scan.data_blocks > 0)
         r = error_set(&serve->error, -ENOTSUP,
                       "Linux can recover it\n"
-                      "%s: the journal has to be recovered, which is not supported yet: the entry "
-                      "at position %" PRIu64 " (number %" PRIu64 ") is the first of its %" PRIu64
-                      " that hold%s data, %" PRIu64 " blocks",
-                      serve->paths[assembly->journal_candidate], scan.data_first_bytes,
-                      scan.data_first_seq, scan.entries, scan.entries == 1 ? "s" : "",
-                      scan.data_blocks);
+                      "%s: the journal holds DATA payloads, %" PRIu64
+                      " blocks, first in the entry at position %" PRIu64 " (number %" PRIu64
+                      "); recovering them is not supported yet",
+                      serve->paths[assembly->journal_candidate], scan.data_blocks,
+                      scan.data_first_bytes, scan.data_first_seq);
 out:
     free(reasons);
     free(fates);
