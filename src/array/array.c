@@ -283,9 +283,11 @@ unsynced_fill(struct array *array)
     array->recorded_resync_from = UINT64_MAX;
     if (assembly->dirty) {
         array->recorded_resync_from = assembly->resync_from_bytes;
-        /* Forced: with a member gone there is nothing to make parity from, so it has to be
-         * believed. */
-        if (!assembly->forced_dirty_degraded)
+        /* Forced: what is missing can come only from parity that is in doubt, so that has to be
+         * believed. Where all parity there is defines what is missing, it is good by that; where
+         * there is some to spare, P and Q may disagree, and are made to agree. */
+        array->unsynced.believed = assembly->forced_dirty_degraded;
+        if (assembly->degraded < assembly->geometry.parities)
             array->unsynced.from = assembly->resync_from_bytes;
         /* A bit of less than a block would need several looks a stripe; nobody makes such. */
         if (freshest->bitmap_usable && freshest->bitmap_region_bytes >= BLOCK_BYTES &&
@@ -327,9 +329,6 @@ array_assemble(struct array *array, struct error *error)
     }
     result = assemble_decide(array->candidates, array->candidates_count, &options, &array->assembly,
                              array->fates, reasons, error);
-    for (unsigned c = 0; result == 0 && c < array->candidates_count; ++c)
-        if (reasons[c].text[0] != '\0')
-            array_tell(array, ARRAY_WARNING, NO_MEMBER, "%s", reasons[c].text);
     for (unsigned w = 0; result == 0 && w < array->assembly.warning_count; ++w)
         array_tell(array, ARRAY_WARNING, NO_MEMBER, "%s", array->assembly.warnings[w].text);
     free(reasons);
@@ -382,8 +381,8 @@ array_run(struct array *array, struct error *error)
         return 0;
     task_start_wait(array->loop, keeper_main, array);
     array->keeper_alive = true;
-    if (array->unsynced.from != UINT64_MAX && array->assembly.degraded == 0 &&
-        !array->config.resync_disabled) {
+    if (array->unsynced.from != UINT64_MAX && !array->config.resync_disabled &&
+        (array->assembly.degraded == 0 || array->unsynced.believed)) {
         task_start_wait(array->loop, resync_main, array);
         array->resync_alive = true;
     }

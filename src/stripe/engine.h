@@ -49,6 +49,8 @@ struct unsynced {
     uint64_t from;         /* member bytes; UINT64_MAX: parity is good everywhere */
     const uint8_t *bits;   /* borrowed; NULL: all from `from` on */
     uint64_t region_bytes; /* of a bit */
+    /* Started by force: missing members are reconstructed from this parity nevertheless. */
+    bool believed;
 };
 
 struct engine;

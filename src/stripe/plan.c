@@ -114,11 +114,26 @@ want_for_recovery(struct plan *plan, const struct row_shape *shape, struct losse
 }
 
 static bool
-stripe_recoverable(const struct row_shape *shape, struct losses lost, bool parity_known)
+stripe_recoverable(const struct plan *plan, const struct row_shape *shape, uint64_t bit)
 {
+    const struct losses lost = stripe_losses(plan, shape, bit);
     const unsigned parities = (unsigned)!lost.p + (unsigned)(shape->q != NO_MEMBER && !lost.q);
 
-    return lost.data == 0 || (parity_known && lost.data <= parities);
+    if (lost.data == 0)
+        return true;
+    if (lost.data > parities)
+        return false;
+    if (plan->parity_known & bit)
+        return true;
+    if ((plan->parity_believed & bit) == 0)
+        return false;
+    for (unsigned i = 0; i < shape->data_count; ++i) {
+        const unsigned m = shape->data[i];
+
+        if (plan->unreadable[m] & plan->writable[m] & bit)
+            return false;
+    }
+    return true;
 }
 
 /* One stripe's need -> want, recover, failed. */
@@ -133,7 +148,7 @@ plan_stripe_read(struct plan *plan, const struct row_shape *shape, unsigned stri
     if (missing) {
         const struct losses lost = stripe_losses(plan, shape, bit);
 
-        if (!stripe_recoverable(shape, lost, (plan->parity_known & bit) != 0)) {
+        if (!stripe_recoverable(plan, shape, bit)) {
             plan->failed |= bit;
             for (unsigned m = 0; m < plan->members; ++m)
                 plan->need[m] &= ~bit;
@@ -212,12 +227,8 @@ stripe_costs(const struct plan *plan, const struct row_shape *shape, const uint6
             delta_open = delta_open && (plan->unreadable[m] & bit) == 0;
         }
     }
-    if (lost) {
-        const bool possible = stripe_recoverable(shape, stripe_losses(plan, shape, bit),
-                                                 (plan->parity_known & bit) != 0);
-
-        costs.by_data = possible ? readable : UINT32_MAX;
-    }
+    if (lost)
+        costs.by_data = stripe_recoverable(plan, shape, bit) ? readable : UINT32_MAX;
     if (!delta_open)
         costs.by_delta = UINT32_MAX;
     return costs;

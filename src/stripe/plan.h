@@ -11,7 +11,9 @@
  * parity). A block that is needed and cannot be read is reconstructed from the rest of its stripe.
  *
  * P1. Read-modify-write only where parity is known good, and only if nothing it needs is
- * unreadable. P2. Nothing is reconstructed from parity that is not known good. P3. A stripe that
+ * unreadable. P2. Nothing is reconstructed from parity that is not known good; where it has to be
+ * believed (a start by force), only blocks of missing members: the others still have what they had
+ * where they cannot be read, and garbage must not be put in its place. P3. A stripe that
  * cannot be done is in `failed` and in no other mask of the result.
  */
 #ifndef STRIPELOG_PLAN_H
@@ -46,6 +48,7 @@ struct plan {
     unsigned row_stripes; /* stripes of a chunk: stripe s is in row first_row + s / row_stripes */
     unsigned members;
     uint64_t parity_known;      /* stripes whose parity is good */
+    uint64_t parity_believed;   /* stripes whose parity must do for missing members (P2) */
     const uint64_t *unreadable; /* missing, not rebuilt yet, in the bad block log, or read error */
     const uint64_t *writable;   /* the member takes writes: all ones or zero */
 

@@ -213,6 +213,7 @@ static void
 run_look(struct run *run)
 {
     run->plan.parity_known = stripes_with_good_parity(run);
+    run->plan.parity_believed = run->engine->config.unsynced->believed ? run->stripes : 0;
     for (unsigned m = 0; m < run->engine->members_count; ++m) {
         const struct member *member = &run->engine->members[m];
 
@@ -431,14 +432,14 @@ mend_block(struct run *run, unsigned m, unsigned s, uint8_t *spare)
         run->member_error[m] = result;
 }
 
-/* Mends what could not be read and has been reconstructed, unless this phase writes it anyway. */
+/* Mends what could not be read and has been reconstructed. */
 static task_fn void
 run_mend(struct run *run, uint8_t *spare)
 {
     if (run->engine->config.readonly)
         return;
     for (unsigned m = 0; m < run->engine->members_count; ++m) {
-        uint64_t mend = run->errors[m] & run->plan.recover[m] & ~run->plan.failed & ~run->write[m];
+        uint64_t mend = run->errors[m] & run->plan.recover[m] & ~run->plan.failed;
 
         for (; mend != 0 && run->engine->members[m].state != MEMBER_MISSING &&
                run->member_error[m] == 0;
@@ -870,8 +871,10 @@ phase_changes(struct run *run)
     compose(run);
     compute_parity(run, run->plan.by_data, false);
     compute_parity(run, run->plan.by_delta, true);
-    for (unsigned m = 0; m < n; ++m)
+    for (unsigned m = 0; m < n; ++m) {
         run->write[m] |= (run->full[m] | run->part[m]) & ~run->plan.failed & run->writable[m];
+        run->errors[m] &= ~run->write[m]; /* the write mends it: with what is new */
+    }
 
     run->punch_refused = false;
     write_blocks(run);
@@ -934,7 +937,11 @@ resync_compare(struct run *run)
 static task_fn void
 phase_resync(struct run *run)
 {
-    const unsigned n = run->engine->members_count;
+    const struct engine *engine = run->engine;
+    const unsigned n = engine->members_count;
+    /* With a member missing there is parity to make agree only where some is to spare. */
+    const unsigned degraded_max =
+        engine->config.unsynced->believed ? engine->geometry->parities - 1 : 0;
 
     phase_begin(run);
     masks_clear(run, run->full);
@@ -956,7 +963,8 @@ phase_resync(struct run *run)
     run_report_members(run, "write");
     area_give(run);
     for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next)
-        if (piece_resyncs(piece) && (run->plan.failed != 0 || engine_degraded(run->engine) > 0))
+        if (piece_resyncs(piece) &&
+            (run->plan.failed != 0 || engine_degraded(engine) > degraded_max))
             piece->result = -EIO;
 }
 
