@@ -1,0 +1,161 @@
+/*
+ * sim.c: runs seeded histories and says what was in them.
+ *
+ *     sim --mode crash --seed 1 --histories 1000
+ *
+ * History i of a call has the seed --seed + i. Exit status 0: all were fine and everything that the
+ * mode promises did happen; 1: a history failed (its seed and the command that replays it are
+ * printed), or a promised kind of event never came.
+ */
+#include "sim_history.h"
+#include "sim_report.h"
+#include <getopt.h>
+#include <malloc.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static const char *const count_names[COUNT_LAST] = {
+    [COUNT_HISTORIES] = "histories",
+    [COUNT_STARTS] = "starts",
+    [COUNT_DEGRADED_STARTS] = "degraded starts",
+    [COUNT_FORCED_STARTS] = "forced starts",
+    [COUNT_REFUSALS] = "refused starts",
+    [COUNT_RESTARTS] = "restarts",
+    [COUNT_CRASHES] = "crashes",
+    [COUNT_CRASH_IMAGES] = "crash images judged",
+    [COUNT_CRASHES_DIRTY] = "crashes that left it dirty",
+    [COUNT_CRASHES_CLEAN] = "crashes that left it clean",
+    [COUNT_CRASHES_IN_RESYNC] = "crashes in a resync",
+    [COUNT_RESYNCS] = "resyncs completed",
+    [COUNT_RESYNCS_RESUMED] = "resyncs resumed at a checkpoint",
+    [COUNT_LOST_MEMBERS] = "members lost",
+    [COUNT_STALE_LEFT_OUT] = "stale members left out",
+    [COUNT_READS] = "reads",
+    [COUNT_WRITES] = "writes",
+    [COUNT_ZEROS] = "zeroings",
+    [COUNT_TRIMS] = "trims",
+    [COUNT_FLUSHES] = "flushes",
+    [COUNT_FUAS] = "requests with fua",
+    [COUNT_REQUESTS_FAILED] = "requests failed",
+    [COUNT_LOSS_CHECKS] = "final checks with members lost",
+    [COUNT_DISK_READS] = "disk reads",
+    [COUNT_DISK_WRITES] = "disk writes",
+    [COUNT_DISK_FLUSHES] = "disk flushes",
+    [COUNT_DISK_PUNCHES] = "disk punches",
+    [COUNT_READ_ERRORS] = "read errors",
+    [COUNT_LATENT_ERRORS] = "reads of latent bad blocks",
+    [COUNT_LASTING_ERRORS] = "errors of lasting bad blocks",
+    [COUNT_WRITE_ERRORS] = "write errors",
+    [COUNT_FLUSH_ERRORS] = "flush errors",
+    [COUNT_PUNCH_REFUSALS] = "punches refused",
+    [COUNT_DEATHS] = "disk deaths",
+    [COUNT_CORRECTED] = "reads corrected",
+    [COUNT_TORN_SECTORS] = "sectors torn off",
+};
+
+/* Below this many histories a promised kind may be missing by chance. */
+#define HISTORIES_FOR_PROMISES 300u
+
+static int
+usage(FILE *to, const char *program, int status)
+{
+    fprintf(to, "usage: %s [--mode MODE] [--seed N] [--histories N] [--trace] [--hash]\n\n",
+            program);
+    for (unsigned i = 0; i < sim_modes_count; ++i)
+        fprintf(to, "  %-12s %s\n", sim_modes[i].name, sim_modes[i].story);
+    return status;
+}
+
+static const struct sim_mode *
+mode_find(const char *name)
+{
+    for (unsigned i = 0; i < sim_modes_count; ++i)
+        if (strcmp(sim_modes[i].name, name) == 0)
+            return &sim_modes[i];
+    return NULL;
+}
+
+static int
+counts_print(const uint64_t *counts, uint64_t promised)
+{
+    int status = 0;
+
+    for (unsigned i = 0; i < COUNT_LAST; ++i)
+        if (counts[i] > 0)
+            printf("%10llu %s\n", (unsigned long long)counts[i], count_names[i]);
+    if (counts[COUNT_HISTORIES] < HISTORIES_FOR_PROMISES)
+        return 0;
+    for (unsigned i = 0; i < COUNT_LAST; ++i)
+        if (counts[i] == 0 && promised >> i & 1) {
+            printf("FAIL: promised, but none: %s\n", count_names[i]);
+            status = 1;
+        }
+    return status;
+}
+
+int
+main(int argc, char **argv)
+{
+    static const struct option options[] = {{"mode", required_argument, NULL, 'm'},
+                                            {"seed", required_argument, NULL, 's'},
+                                            {"histories", required_argument, NULL, 'n'},
+                                            {"trace", no_argument, NULL, 't'},
+                                            {"hash", no_argument, NULL, 'x'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {NULL, 0, NULL, 0}};
+    const struct sim_mode *mode = &sim_modes[0];
+    uint64_t seed = 1, histories = 100;
+    bool trace = false, hash = false;
+    static struct sim_world world; /* large */
+    int option, status;
+
+    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        switch (option) {
+        case 'm':
+            mode = mode_find(optarg);
+            if (mode == NULL)
+                return usage(stderr, argv[0], 2);
+            break;
+        case 's':
+            seed = strtoull(optarg, NULL, 0);
+            break;
+        case 'n':
+            histories = strtoull(optarg, NULL, 0);
+            break;
+        case 't':
+            trace = true;
+            break;
+        case 'x':
+            hash = true;
+            break;
+        case 'h':
+            return usage(stdout, argv[0], 0);
+        default:
+            return usage(stderr, argv[0], 2);
+        }
+    }
+    if (optind < argc)
+        return usage(stderr, argv[0], 2);
+    /* Arrays come and go by the thousand: freed memory stays mapped, or touching it again is what
+     * most of the time goes to. */
+    (void)mallopt(M_MMAP_THRESHOLD, 1 << 30); /* slower without, no more */
+    (void)mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    report_init();
+    world_create(&world);
+    world.cluster.trace = trace;
+    for (uint64_t i = 0; i < histories; ++i) {
+        uint64_t result;
+
+        report_begin(argv[0], mode->name, seed + i);
+        result = history_run(&world, mode, seed + i);
+        if (hash)
+            printf("seed %llu hash %016llx\n", (unsigned long long)(seed + i),
+                   (unsigned long long)result);
+    }
+    report_end();
+    printf("mode %s, seeds %llu to %llu\n", mode->name, (unsigned long long)seed,
+           (unsigned long long)(seed + histories - 1));
+    status = counts_print(world.cluster.counts, mode->promised);
+    world_destroy(&world);
+    return status;
+}

@@ -1,0 +1,1043 @@
+/* sim_history.c: see sim_history.h. */
+#include "sim_history.h"
+#include "array/array.h"
+#include "array/create.h"
+#include "sim_report.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+#define CLIENTS_MAX     6u
+#define REQUEST_BYTES   (256 * KIB) /* the longest request */
+#define MEMORY_BYTES    (REQUEST_BYTES + 2 * BLOCK_BYTES)
+#define IDLE_NS         UINT64_C(200000000)
+#define CUTS_LOOKED_AT  3u /* crash images that are only judged, for each run */
+#define DATA_OFFSET_MIN (16 * KIB)
+
+#define PROMISE(count) (UINT64_C(1) << (count))
+#define PROMISED_ALWAYS                                                                            \
+    (PROMISE(COUNT_READS) | PROMISE(COUNT_WRITES) | PROMISE(COUNT_ZEROS) | PROMISE(COUNT_TRIMS) |  \
+     PROMISE(COUNT_FLUSHES) | PROMISE(COUNT_FUAS) | PROMISE(COUNT_RESTARTS) |                      \
+     PROMISE(COUNT_LOSS_CHECKS) | PROMISE(COUNT_DISK_PUNCHES) | PROMISE(COUNT_CRASH_IMAGES))
+#define PROMISED_CRASH                                                                             \
+    (PROMISE(COUNT_CRASHES) | PROMISE(COUNT_TORN_SECTORS) | PROMISE(COUNT_RESYNCS) |               \
+     PROMISE(COUNT_RESYNCS_RESUMED) | PROMISE(COUNT_CRASHES_IN_RESYNC) |                           \
+     PROMISE(COUNT_CRASHES_DIRTY) | PROMISE(COUNT_CRASHES_CLEAN))
+
+const struct sim_mode sim_modes[] = {
+    {
+        .name = "healthy",
+        .story = "complete arrays without faults; clean restarts",
+        .runs_max = 2,
+        .promised = PROMISED_ALWAYS | PROMISE(COUNT_PUNCH_REFUSALS),
+    },
+    {
+        .name = "degraded",
+        .story = "arrays that begin without a member (RAID-6: or two); clean and dirty restarts",
+        .degraded_percent = 100,
+        .crash_percent = 40,
+        .runs_max = 3,
+        .promised = PROMISED_ALWAYS | PROMISE(COUNT_DEGRADED_STARTS) | PROMISE(COUNT_REFUSALS) |
+                    PROMISE(COUNT_FORCED_STARTS) | PROMISE(COUNT_CRASHES) |
+                    PROMISE(COUNT_CRASHES_DIRTY) | PROMISE(COUNT_CRASHES_CLEAN) |
+                    PROMISE(COUNT_TORN_SECTORS),
+    },
+    {
+        .name = "member_loss",
+        .story = "members that die while the array works, and come back stale",
+        .degraded_percent = 10,
+        .crash_percent = 40,
+        .death_percent = 90,
+        .runs_max = 3,
+        .promised = PROMISED_ALWAYS | PROMISE(COUNT_DEATHS) | PROMISE(COUNT_LOST_MEMBERS) |
+                    PROMISE(COUNT_STALE_LEFT_OUT) | PROMISE(COUNT_DEGRADED_STARTS) |
+                    PROMISE(COUNT_REFUSALS) | PROMISE(COUNT_FORCED_STARTS) |
+                    PROMISE(COUNT_CRASHES) | PROMISE(COUNT_TORN_SECTORS),
+    },
+    {
+        .name = "crash",
+        .story = "power cuts of complete arrays, also in the resync that follows, and in the next",
+        .unsynced_percent = 30,
+        .crash_percent = 90,
+        .runs_max = 4,
+        .promised = PROMISED_ALWAYS | PROMISED_CRASH,
+    },
+    {
+        .name = "errors",
+        .story = "reads, writes and flushes that fail; blocks that cannot be read",
+        .degraded_percent = 10,
+        .crash_percent = 20,
+        .latent_percent = 60,
+        .lasting_percent = 10,
+        .read_error_percent = 50,
+        .write_error_percent = 20,
+        .flush_error_percent = 15,
+        .runs_max = 2,
+        .promised = PROMISED_ALWAYS | PROMISE(COUNT_READ_ERRORS) | PROMISE(COUNT_LATENT_ERRORS) |
+                    PROMISE(COUNT_LASTING_ERRORS) | PROMISE(COUNT_WRITE_ERRORS) |
+                    PROMISE(COUNT_FLUSH_ERRORS) | PROMISE(COUNT_CORRECTED) |
+                    PROMISE(COUNT_LOST_MEMBERS),
+    },
+    {
+        .name = "storm",
+        .story = "everything at once: crashes, deaths, errors, degraded and unsynced arrays",
+        .degraded_percent = 15,
+        .unsynced_percent = 20,
+        .crash_percent = 70,
+        .death_percent = 25,
+        .latent_percent = 25,
+        .lasting_percent = 5,
+        .read_error_percent = 20,
+        .write_error_percent = 10,
+        .flush_error_percent = 10,
+        .runs_max = 4,
+        .promised = PROMISED_ALWAYS | PROMISED_CRASH | PROMISE(COUNT_DEATHS) |
+                    PROMISE(COUNT_READ_ERRORS) | PROMISE(COUNT_LATENT_ERRORS) |
+                    PROMISE(COUNT_WRITE_ERRORS) | PROMISE(COUNT_FLUSH_ERRORS) |
+                    PROMISE(COUNT_CORRECTED) | PROMISE(COUNT_REFUSALS) |
+                    PROMISE(COUNT_FORCED_STARTS) | PROMISE(COUNT_STALE_LEFT_OUT),
+    },
+    {
+        .name = "beyond",
+        .story = "more faults than parity covers: errors are fine, wrong data and hangs are not",
+        .degraded_percent = 30,
+        .unsynced_percent = 10,
+        .death_percent = 70,
+        .latent_percent = 60,
+        .lasting_percent = 20,
+        .read_error_percent = 50,
+        .write_error_percent = 40,
+        .flush_error_percent = 30,
+        .beyond = true,
+        .runs_max = 1,
+        .promised = PROMISE(COUNT_DEATHS) | PROMISE(COUNT_REQUESTS_FAILED) | PROMISE(COUNT_READS) |
+                    PROMISE(COUNT_WRITES) | PROMISE(COUNT_READ_ERRORS) |
+                    PROMISE(COUNT_LATENT_ERRORS) | PROMISE(COUNT_LASTING_ERRORS) |
+                    PROMISE(COUNT_WRITE_ERRORS) | PROMISE(COUNT_FLUSH_ERRORS),
+    },
+};
+
+const unsigned sim_modes_count = ARRAY_LEN(sim_modes);
+
+/* --- State of a history --------------------------------------------------------------------- */
+
+struct client {
+    struct history *history;
+    struct sim_random random;
+    unsigned number, requests;
+    uint8_t *memory; /* MEMORY_BYTES, block-aligned */
+};
+
+struct history {
+    struct sim_world *world;
+    struct sim_cluster *cluster;
+    struct model *model;
+    struct judge *judge;
+    const struct sim_mode *mode;
+    struct sim_random random;
+    struct geometry geometry;
+    unsigned disks;
+    unsigned left_out; /* disks that are never offered */
+    unsigned suspects; /* disks that may have failed in any run */
+    uint64_t hot_first, hot_blocks;
+
+    /* The run. */
+    struct verdict verdict;
+    unsigned offered;
+    unsigned faulty; /* disks that may fail in this run */
+    bool force, faults_allowed;
+    bool errors_allowed; /* a request may fail */
+    struct array *array;
+    struct client clients[CLIENTS_MAX];
+    unsigned clients_working;
+    struct task *main;
+    bool resync_ran, stopped_clean;
+    uint64_t idle_moment;                /* after an idle time; 0 if none */
+    uint64_t resync_begun, resync_ended; /* moments; 0 if not */
+    uint8_t *memory;                     /* the main task's, MEMORY_BYTES */
+};
+
+static uint64_t
+pick(struct sim_random *random, const uint64_t *from, unsigned count)
+{
+    return from[random_below(random, count)];
+}
+
+#define PICK(random, ...)                                                                          \
+    pick(random, (const uint64_t[]){__VA_ARGS__},                                                  \
+         sizeof((const uint64_t[]){__VA_ARGS__}) / sizeof(uint64_t))
+
+/* --- Making the array ----------------------------------------------------------------------- */
+
+static void
+geometry_choose(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    struct geometry_config config = {
+        .level = (int)PICK(random, 4, 5, 5, 5, 6, 6, 6, 6),
+        .chunk_bytes = 4 * KIB << random_below(random, 5),
+    };
+    uint64_t chunks;
+
+    config.members = (unsigned)random_between(random, config.level == 6 ? 4 : 3, SIM_DISKS_MAX);
+    if (config.level == 5)
+        config.layout = (unsigned)PICK(random, 0, 1, 2, 2, 3, 4, 5);
+    if (config.level == 6)
+        config.layout = (unsigned)PICK(random, 0, 1, 2, 2, 3, 4, 5, 8, 9, 10, 16, 17, 18, 19, 20);
+    chunks = random_between(random, 1, 12) * (64 * KIB / config.chunk_bytes);
+    if (random_percent(random, 60))
+        chunks = (chunks + 2) / 3;
+    config.size_bytes = chunks * config.chunk_bytes;
+    if (geometry_init(&history->geometry, &config) < 0)
+        sim_fail("the simulator chose a geometry that is none: level %d layout %u", config.level,
+                 config.layout);
+}
+
+static void
+superblocks_write_first(struct history *history, uint32_t minor, uint64_t data_offset,
+                        uint64_t resync_sectors)
+{
+    const struct geometry *const geometry = &history->geometry;
+    struct superblock *const sb = calloc(1, sizeof *sb);
+
+    if (sb == NULL)
+        sim_fail("no memory for a superblock");
+    for (unsigned d = 0; d < history->disks; ++d) {
+        struct sim_disk *const disk = &history->cluster->disks[d];
+        uint64_t offset;
+        struct superblock check;
+
+        if (superblock_offset(minor, disk->device.size_bytes, &offset) < 0)
+            sim_fail("the simulator chose disks that are too small");
+        superblock_init(sb, minor, history->disks);
+        memset(sb->set_uuid, 0x51, sizeof sb->set_uuid);
+        superblock_set_name(sb, NULL, "simulated");
+        sb->ctime = sb->utime = superblock_time(1700000000, 0);
+        sb->level = geometry->level;
+        sb->layout = geometry->layout;
+        sb->size_sectors = geometry->member_bytes / SECTOR_BYTES;
+        sb->chunk_sectors = (uint32_t)(geometry->chunk_bytes / SECTOR_BYTES);
+        sb->raid_disks = history->disks;
+        sb->data_offset_sectors = data_offset / SECTOR_BYTES;
+        sb->super_offset_sectors = offset / SECTOR_BYTES;
+        sb->data_size_sectors =
+            ((minor == 0 ? offset : disk->device.size_bytes) - data_offset) / SECTOR_BYTES;
+        sb->dev_number = d;
+        memset(sb->device_uuid, (int)d + 1, sizeof sb->device_uuid);
+        sb->resync_offset_sectors = resync_sectors;
+        for (unsigned i = 0; i < history->disks; ++i)
+            sb->dev_roles[i] = (uint16_t)i;
+        if (data_offset > 0)
+            memset(disk->stable, 0, data_offset);
+        memset(disk->stable + data_offset + geometry->member_bytes, 0,
+               disk->device.size_bytes - data_offset - geometry->member_bytes);
+        if (superblock_encode(sb, disk->stable + offset) > SUPERBLOCK_BYTES ||
+            superblock_decode(disk->stable + offset, minor, disk->device.size_bytes, &check, NULL) <
+                0)
+            sim_fail("the simulator made a superblock that cannot be read");
+    }
+    free(sb);
+}
+
+static void
+history_make(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    struct sim_cluster *const cluster = history->cluster;
+    const uint32_t minor = (uint32_t)random_below(random, 3);
+    const uint64_t data_offset = minor == 0 ? 0 : DATA_OFFSET_MIN;
+    const bool punches = random_percent(random, 40);
+    uint64_t resync_sectors = SUPERBLOCK_RESYNC_DONE, good_bytes;
+
+    geometry_choose(history);
+    history->disks = history->geometry.members;
+    good_bytes = history->geometry.member_bytes;
+    cluster_begin(cluster, random_next(random), history->disks,
+                  data_offset + good_bytes + 32 * KIB);
+    cluster->latency =
+        (struct sim_latency){PICK(random, 4000, 20000, 100000), PICK(random, 0, 40000, 400000),
+                             PICK(random, 1, 4000, 50000), (unsigned)PICK(random, 0, 2, 10), 30};
+    for (unsigned d = 0; d < history->disks; ++d) {
+        cluster->disks[d].device.punch_zeroes = punches || random_percent(random, 20);
+        cluster->disks[d].device.write_zeroes = random_percent(random, 30);
+        cluster->disks[d].device.volatile_cache = random_percent(random, 85);
+        cluster->disks[d].device.logical_block_bytes = random_percent(random, 80) ? 512 : 4096;
+    }
+    judge_begin(history->judge, &history->geometry, data_offset, minor);
+    history->left_out = history->suspects = 0;
+    if (random_percent(random, history->mode->unsynced_percent)) {
+        good_bytes = random_percent(random, 60)
+                         ? 0
+                         : round_down(random_below(random, good_bytes), BLOCK_BYTES);
+        resync_sectors = good_bytes / SECTOR_BYTES;
+    } else if (random_percent(random, history->mode->degraded_percent)) {
+        const unsigned lost = (unsigned)random_between(random, 1, history->geometry.parities);
+
+        for (unsigned i = 0; i < lost; ++i)
+            history->left_out |= 1u << random_below(random, history->disks);
+    }
+    judge_fill(history->judge, good_bytes, random);
+    superblocks_write_first(history, minor, data_offset, resync_sectors);
+    cluster_load(cluster);
+    history->hot_first = random_below(random, history->geometry.array_bytes / BLOCK_BYTES);
+    history->hot_blocks = random_between(random, 1, 64);
+    cluster_trace(cluster,
+                  "level %d layout %u members %u chunk %llu member %llu array %llu bytes, "
+                  "left out 0x%x, resync from %llu",
+                  history->geometry.level, history->geometry.layout, history->disks,
+                  (unsigned long long)history->geometry.chunk_bytes,
+                  (unsigned long long)history->geometry.member_bytes,
+                  (unsigned long long)history->geometry.array_bytes, history->left_out,
+                  (unsigned long long)resync_sectors);
+}
+
+/* --- Requests ------------------------------------------------------------------------------- */
+
+/* Whole sectors, or bytes. */
+struct range {
+    uint64_t offset, length; /* bytes of the array */
+};
+
+static struct range
+range_choose(const struct history *history, struct sim_random *random)
+{
+    const uint64_t size = history->geometry.array_bytes;
+    struct range range;
+    uint64_t row_bytes = history->geometry.chunk_bytes * history->geometry.data_members;
+
+    switch (random_below(random, 10)) {
+    case 0: /* whole rows */
+        row_bytes = min_u64(row_bytes, REQUEST_BYTES);
+        range.length = min_u64(row_bytes * random_between(random, 1, 3), REQUEST_BYTES);
+        range.offset = random_below(random, size / row_bytes) * row_bytes;
+        range.length = min_u64(range.length, size - range.offset);
+        return range;
+    case 1:
+        range.length = random_between(random, 1, 256) * SECTOR_BYTES;
+        break;
+    case 2:
+    case 3:
+        range.length = random_between(random, 1, 16) * BLOCK_BYTES;
+        break;
+    case 4:
+        range.length = BLOCK_BYTES;
+        break;
+    default:
+        range.length = random_between(random, 1, 24) * SECTOR_BYTES;
+        break;
+    }
+    range.length = min_u64(range.length, size);
+    if (random_percent(random, 60)) {
+        const uint64_t first = history->hot_first * BLOCK_BYTES;
+
+        range.offset =
+            first + random_below(random, history->hot_blocks * BLOCK_SECTORS) * SECTOR_BYTES;
+        range.offset = min_u64(range.offset, size - range.length);
+    } else {
+        range.offset =
+            random_below(random, (size - range.length) / SECTOR_BYTES + 1) * SECTOR_BYTES;
+    }
+    if (random_percent(random, 30))
+        range.offset = round_down(range.offset, BLOCK_BYTES);
+    return range;
+}
+
+static void
+check_result(struct history *history, int result, const char *what, struct range range)
+{
+    if (result == 0)
+        return;
+    history->cluster->counts[COUNT_REQUESTS_FAILED]++;
+    if (result != -EIO)
+        sim_fail("%s of %llu + %llu fails with %s", what, (unsigned long long)range.offset,
+                 (unsigned long long)range.length, strerror(-result));
+    if (!history->errors_allowed)
+        sim_fail("%s of %llu + %llu fails although parity covers all faults", what,
+                 (unsigned long long)range.offset, (unsigned long long)range.length);
+}
+
+static task_fn void
+read_and_check(struct history *history, uint8_t *memory, struct range range, const char *who)
+{
+    const uint64_t begun = cluster_moment(history->cluster);
+    int result;
+
+    range.length = round_up(range.offset % BLOCK_BYTES + range.length, BLOCK_BYTES);
+    range.offset = round_down(range.offset, BLOCK_BYTES);
+    range.length = min_u64(range.length, REQUEST_BYTES);
+    memset(memory, 0xee, range.length);
+    cluster_trace(history->cluster, "%s: read %llu + %llu", who, (unsigned long long)range.offset,
+                  (unsigned long long)range.length);
+    result = array_read(history->array, memory, range.offset, range.length);
+    history->cluster->counts[COUNT_READS]++;
+    cluster_trace(history->cluster, "%s: read %llu + %llu: %d", who,
+                  (unsigned long long)range.offset, (unsigned long long)range.length, result);
+    check_result(history, result, "read", range);
+    if (result == 0)
+        model_check_read(history->model, memory, range.offset / SECTOR_BYTES,
+                         range.length / SECTOR_BYTES, begun, cluster_moment(history->cluster), who);
+}
+
+/* The bytes of a sector's only value; false if there is no such thing. */
+static bool
+settled_content(struct history *history, uint64_t sector, uint8_t *memory)
+{
+    const uint32_t value = model_settled(history->model, sector);
+
+    if (value == VALUE_NONE || value == VALUE_UNKNOWN)
+        return false;
+    if (value == VALUE_ZERO)
+        memset(memory, 0, SECTOR_BYTES);
+    else if (value & VALUE_BLOB)
+        memcpy(memory, history->model->blobs + (size_t)(value & ~VALUE_BLOB) * SECTOR_BYTES,
+               SECTOR_BYTES);
+    else
+        content_fill(memory, sector, value);
+    return true;
+}
+
+/* Makes a range of whole sectors one that covers some bytes of its first and last only, where the
+ * rest of these sectors is known. */
+static void
+range_unalign(struct history *history, struct sim_random *random, struct range *range,
+              struct model_op *op, uint8_t *memory)
+{
+    const uint64_t last = op->first + op->count - 1;
+    const uint64_t skip = random_between(random, 1, SECTOR_BYTES - 1);
+    const uint64_t keep = random_between(random, 1, SECTOR_BYTES - 1);
+    uint8_t head[SECTOR_BYTES], tail[SECTOR_BYTES];
+
+    if (op->count < 2 || !settled_content(history, op->first, head) ||
+        !settled_content(history, last, tail))
+        return;
+    memcpy(head + skip, memory + skip, SECTOR_BYTES - skip);
+    memcpy(tail, memory + range->length - SECTOR_BYTES, keep);
+    op->head_blob = model_blob(history->model, head);
+    op->tail_blob = model_blob(history->model, tail);
+    range->offset += skip;
+    range->length -= skip + SECTOR_BYTES - keep;
+}
+
+static const char *const kind_names[] = {"write", "zero", "trim"};
+
+static task_fn void
+change(struct client *client, enum model_kind kind)
+{
+    struct history *const history = client->history;
+    struct sim_random *const random = &client->random;
+    struct range range = range_choose(history, random);
+    struct model_op op = {
+        .kind = kind,
+        .fua = random_percent(random, 15),
+        .version = model_version(history->model),
+        .first = range.offset / SECTOR_BYTES,
+        .count = range.length / SECTOR_BYTES,
+    };
+    /* Sometimes the memory lies as the offset does, sometimes not. */
+    uint8_t *memory =
+        client->memory + (random_percent(random, 70) ? range.offset % BLOCK_BYTES
+                                                     : random_below(random, BLOCK_BYTES));
+    const bool may_punch = random_percent(random, 60);
+    uint64_t moved = 0;
+    uint32_t number;
+    int result = 0;
+
+    if (!model_may_begin(history->model, op.first, op.count))
+        return;
+    for (uint64_t s = 0; kind == MODEL_WRITE && s < op.count; ++s)
+        content_fill(memory + s * SECTOR_BYTES, op.first + s, op.version);
+    if (kind == MODEL_ZERO)
+        memset(memory, 0, range.length);
+    if (kind != MODEL_TRIM && random_percent(random, 15)) {
+        const uint64_t before = range.offset;
+
+        range_unalign(history, random, &range, &op, memory);
+        moved = range.offset - before;
+    }
+    number = model_op_begin(history->model, &op, cluster_moment(history->cluster));
+    cluster_trace(history->cluster, "client %u: %s v%u %llu + %llu%s", client->number,
+                  kind_names[kind], op.version, (unsigned long long)range.offset,
+                  (unsigned long long)range.length, op.fua ? " fua" : "");
+    history->cluster->counts[kind == MODEL_WRITE  ? COUNT_WRITES
+                             : kind == MODEL_ZERO ? COUNT_ZEROS
+                                                  : COUNT_TRIMS]++;
+    history->cluster->counts[COUNT_FUAS] += op.fua;
+    if (kind == MODEL_WRITE)
+        result = array_write(history->array, memory + moved, range.offset, range.length, op.fua);
+    else if (kind == MODEL_ZERO)
+        result = array_zero(history->array, range.offset, range.length, may_punch, false, op.fua);
+    else
+        result = array_trim(history->array, range.offset, range.length, op.fua);
+    model_op_end(history->model, number, result, cluster_moment(history->cluster));
+    cluster_trace(history->cluster, "client %u: %s v%u: %d", client->number, kind_names[kind],
+                  op.version, result);
+    check_result(history, result, kind_names[kind], range);
+}
+
+static task_fn void
+flush(struct history *history, const char *who)
+{
+    const uint64_t begun = cluster_moment(history->cluster);
+    int result;
+
+    cluster_trace(history->cluster, "%s: flush", who);
+    result = array_flush(history->array);
+    history->cluster->counts[COUNT_FLUSHES]++;
+    if (result == 0)
+        model_flushed(history->model, begun, cluster_moment(history->cluster));
+    cluster_trace(history->cluster, "%s: flush: %d", who, result);
+    check_result(history, result, "flush", (struct range){0, 0});
+}
+
+static void
+client_main(void *arg)
+{
+    struct client *const client = arg;
+    struct history *const history = client->history;
+    char who[16];
+
+    (void)snprintf(who, sizeof who, "client %u", client->number);
+    while (client->requests-- > 0) {
+        const uint64_t dice = random_below(&client->random, 100);
+
+        if (dice < 35)
+            read_and_check(history, client->memory, range_choose(history, &client->random), who);
+        else if (dice < 76)
+            change(client, MODEL_WRITE);
+        else if (dice < 82)
+            change(client, MODEL_ZERO);
+        else if (dice < 86)
+            change(client, MODEL_TRIM);
+        else if (dice < 96)
+            flush(history, who);
+        else
+            loop_sleep(history->cluster->loop, random_below(&client->random, 2000000));
+    }
+    if (--history->clients_working == 0 && history->main != NULL) {
+        task_wake(history->cluster->loop, history->main);
+        history->main = NULL;
+    }
+}
+
+/* --- Faults --------------------------------------------------------------------------------- */
+
+/* Chooses the disks that may fail: no more of them than parity still covers. */
+static void
+faulty_choose(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    unsigned budget = history->geometry.parities - history->verdict.missing;
+
+    history->faulty = 0;
+    if (!history->faults_allowed)
+        return;
+    if (history->mode->beyond)
+        budget = (unsigned)random_between(random, 1, history->disks);
+    for (unsigned i = 0; i < budget; ++i) {
+        const int disk = history->verdict.disk_of[random_below(random, history->geometry.members)];
+
+        if (disk >= 0)
+            history->faulty |= 1u << disk;
+    }
+}
+
+static void
+faults_clear(struct history *history)
+{
+    for (unsigned d = 0; d < history->disks; ++d) {
+        struct sim_disk *const disk = &history->cluster->disks[d];
+
+        disk->faults = (struct sim_faults){0};
+        memset(disk->bad, 0, sizeof disk->bad);
+        disk->bad_count = 0;
+    }
+}
+
+static void
+faults_arm(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    const struct sim_mode *const mode = history->mode;
+    const unsigned span = (unsigned)PICK(random, 5, 40, 200);
+
+    for (unsigned d = 0; d < history->disks; ++d) {
+        struct sim_disk *const disk = &history->cluster->disks[d];
+
+        /* Everybody may refuse to punch: that costs nothing. */
+        disk->faults.punch_refused = random_percent(random, 3);
+        if (!(history->faulty >> d & 1))
+            continue;
+        if (random_percent(random, mode->death_percent))
+            disk->faults.death_in = (unsigned)random_between(random, 1, span);
+        if (random_percent(random, mode->read_error_percent))
+            disk->faults.read_error_in = (unsigned)random_between(random, 1, span);
+        if (random_percent(random, mode->write_error_percent))
+            disk->faults.write_error_in = (unsigned)random_between(random, 1, span);
+        if (random_percent(random, mode->flush_error_percent))
+            disk->faults.flush_error_in = (unsigned)random_between(random, 1, 1 + span / 8);
+        for (unsigned kind = BAD_LATENT; kind <= BAD_LASTING; ++kind) {
+            if (!random_percent(random,
+                                kind == BAD_LATENT ? mode->latent_percent : mode->lasting_percent))
+                continue;
+            for (uint64_t i = random_between(random, 1, 6); i > 0; --i)
+                disk_make_bad(disk,
+                              (history->judge->data_offset / BLOCK_BYTES) +
+                                  random_below(random, history->judge->stripes),
+                              (uint8_t)kind);
+        }
+    }
+}
+
+/* --- A run ---------------------------------------------------------------------------------- */
+
+static void
+on_event(void *owner, const struct array_event *event)
+{
+    struct history *const history = owner;
+    uint64_t *const counts = history->cluster->counts;
+
+    cluster_trace(history->cluster, "array: %s", event->text);
+    switch (event->kind) {
+    case ARRAY_MEMBER_FAILED:
+        counts[COUNT_LOST_MEMBERS]++;
+        if (!(history->faulty >> history->verdict.disk_of[event->member] & 1))
+            sim_fail("member %u was failed although nothing is wrong with it: %s", event->member,
+                     event->text);
+        judge_lost(history->judge, event->member);
+        break;
+    case ARRAY_READ_CORRECTED:
+        counts[COUNT_CORRECTED]++;
+        break;
+    case ARRAY_RESYNC_STARTED:
+        history->resync_begun = cluster_moment(history->cluster);
+        if (history->verdict.resync_from > 0)
+            counts[COUNT_RESYNCS_RESUMED]++;
+        break;
+    case ARRAY_RESYNC_DONE:
+        counts[COUNT_RESYNCS]++;
+        history->resync_ended = cluster_moment(history->cluster);
+        break;
+    case ARRAY_RESYNC_PROGRESS:
+    case ARRAY_RESYNC_STOPPED:
+    case ARRAY_FAILED:
+    case ARRAY_WARNING:
+        break;
+    }
+}
+
+static task_fn void
+read_everything(struct history *history)
+{
+    const uint64_t size = history->geometry.array_bytes;
+    const uint64_t step = BLOCK_BYTES << random_below(&history->random, 7);
+
+    for (uint64_t at = 0; at < size; at += step)
+        read_and_check(history, history->memory, (struct range){at, min_u64(step, size - at)},
+                       "reading all");
+}
+
+static task_fn void
+clients_work(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    const unsigned count = (unsigned)random_between(random, 1, CLIENTS_MAX);
+    const uint64_t each = random_between(random, 1, 36 / count);
+
+    history->clients_working = count;
+    for (unsigned i = 0; i < count; ++i) {
+        struct client *const client = &history->clients[i];
+
+        client->history = history;
+        client->number = i;
+        client->random.state = random_next(random);
+        client->requests = (unsigned)each;
+        if (task_start(history->cluster->loop, client_main, client) == NULL)
+            sim_fail("no task for a client");
+    }
+    if (history->clients_working > 0) {
+        history->main = task_self(history->cluster->loop);
+        task_suspend(history->cluster->loop);
+    }
+}
+
+/* What the array says of itself after it started must be what the judge expected. */
+static void
+check_started(const struct history *history)
+{
+    struct array_status status;
+
+    array_status(history->array, &status);
+    if (status.size_bytes != history->geometry.array_bytes)
+        sim_fail("the array has %llu bytes, not %llu", (unsigned long long)status.size_bytes,
+                 (unsigned long long)history->geometry.array_bytes);
+    if (status.degraded != history->verdict.missing)
+        sim_fail("the array says %u members are missing, the superblocks say %u", status.degraded,
+                 history->verdict.missing);
+}
+
+static task_fn int
+start(struct history *history, bool readonly, struct error *error)
+{
+    struct device *devices[SIM_DISKS_MAX];
+    struct array_config config = {
+        .devices = devices,
+        .readonly = readonly,
+        .force = history->force ? FORCE_DIRTY_DEGRADED : 0,
+        .memory_bytes = PICK(&history->random, 1, 2, 2, 4) * MIB,
+        .workers = (unsigned)PICK(&history->random, 1, 2, 4, 16),
+        .idle_ns = IDLE_NS,
+        .event = on_event,
+        .owner = history,
+    };
+    int result;
+
+    for (unsigned d = 0; d < history->disks; ++d)
+        if (history->offered >> d & 1) {
+            history->cluster->disks[d].device.readonly = readonly;
+            devices[config.device_count++] = &history->cluster->disks[d].device;
+        }
+    /* In any order. */
+    for (unsigned i = config.device_count; i > 1; --i) {
+        const unsigned j = (unsigned)random_below(&history->random, i);
+        struct device *const device = devices[i - 1];
+
+        devices[i - 1] = devices[j];
+        devices[j] = device;
+    }
+    result = array_start(history->cluster->loop, &config, &history->array, error);
+    history->cluster->counts[COUNT_STARTS]++;
+    cluster_trace(history->cluster, "start of 0x%x%s%s: %d %s", history->offered,
+                  readonly ? " readonly" : "", history->force ? " by force" : "", result,
+                  result < 0 ? error->text : "");
+    return result;
+}
+
+static void
+run_work(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    bool synced;
+
+    if (random_percent(random, 50))
+        read_everything(history);
+    faults_arm(history);
+    for (uint64_t rounds = random_between(random, 1, 3); rounds > 0; --rounds) {
+        clients_work(history);
+        if (random_percent(random, 40)) {
+            loop_sleep(history->cluster->loop, IDLE_NS + IDLE_NS / 2);
+            history->idle_moment = cluster_moment(history->cluster);
+        }
+    }
+    if (random_percent(random, 60)) {
+        synced = array_resync_wait(history->array);
+        if (synced && history->verdict.missing == 0 && history->faulty == 0)
+            judge_parity(history->judge, (1u << history->disks) - 1, "after the work");
+        if (!synced && history->verdict.missing == 0 && history->faulty == 0)
+            sim_fail("the resync did not end well, and nothing was in its way");
+    }
+    if (random_percent(random, 50))
+        read_everything(history);
+}
+
+static task_fn void
+stop(struct history *history)
+{
+    const uint64_t begun = cluster_moment(history->cluster);
+    const int result = array_stop(history->array);
+
+    cluster_trace(history->cluster, "stop: %d", result);
+    check_result(history, result, "stop", (struct range){0, 0});
+    if (result == 0) {
+        model_flushed(history->model, begun, cluster_moment(history->cluster));
+        history->stopped_clean = true;
+    }
+}
+
+/* One life of the array, from start to stop or to the moment where nobody looks any more. */
+static void
+run_main(void *arg)
+{
+    struct history *const history = arg;
+    struct error error;
+    const int result = start(history, false, &error);
+
+    if (result != (history->force ? 0 : history->verdict.result))
+        sim_fail("the start comes to %d (%s), expected was %d", result,
+                 result < 0 ? error.text : "started", history->verdict.result);
+    if (result < 0) {
+        history->cluster->counts[COUNT_REFUSALS]++;
+        if (error.text[0] == '\0')
+            sim_fail("a start was refused without a word");
+        if (history->cluster->writes_count > 0)
+            sim_fail("a start was refused, and something was written");
+        return;
+    }
+    check_started(history);
+    if (history->verdict.missing > 0)
+        history->cluster->counts[COUNT_DEGRADED_STARTS]++;
+    if (history->force)
+        history->cluster->counts[COUNT_FORCED_STARTS]++;
+    history->cluster->counts[COUNT_STALE_LEFT_OUT] += history->verdict.stale;
+    run_work(history);
+    if (random_percent(&history->random, 70))
+        stop(history);
+    array_destroy(history->array);
+}
+
+static void
+run_begin(struct history *history)
+{
+    history->idle_moment = history->resync_begun = history->resync_ended = 0;
+    history->stopped_clean = false;
+    faults_clear(history);
+    faulty_choose(history);
+    history->suspects |= history->faulty;
+    /* Faults in stripes whose parity is not good cannot be mended. */
+    history->errors_allowed =
+        history->mode->beyond || (history->verdict.dirty && history->faulty != 0);
+}
+
+/* Crash points: uniformly in the log, or where it is quiet, or at its end. */
+static uint64_t
+moment_choose(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    const uint64_t end = history->cluster->moment;
+
+    if (!random_percent(random, history->mode->crash_percent))
+        return end;
+    if (history->idle_moment != 0 && random_percent(random, 20))
+        return history->idle_moment;
+    if (history->resync_begun != 0 && random_percent(random, 30))
+        return random_between(random, history->resync_begun,
+                              history->resync_ended != 0 ? history->resync_ended : end);
+    return random_between(random, 1, end);
+}
+
+static void
+count_crash(struct history *history, uint64_t moment)
+{
+    uint64_t *const counts = history->cluster->counts;
+
+    if (moment == history->cluster->moment && history->stopped_clean)
+        return;
+    counts[COUNT_CRASHES]++;
+    counts[history->verdict.dirty ? COUNT_CRASHES_DIRTY : COUNT_CRASHES_CLEAN]++;
+    if (history->resync_begun != 0 && moment >= history->resync_begun &&
+        (history->resync_ended == 0 || moment < history->resync_ended))
+        counts[COUNT_CRASHES_IN_RESYNC]++;
+}
+
+/* What a start of these disks would come to, in an image of a cut. */
+static void
+decide(struct history *history, uint64_t moment)
+{
+    struct verdict *const verdict = &history->verdict;
+
+    judge_decide(history->judge, history->offered, verdict);
+    if (verdict->result != 0 && verdict->result != -EUCLEAN)
+        sim_fail("after a crash at moment %llu the array does not start: %d, %u missing",
+                 (unsigned long long)moment, verdict->result, verdict->missing);
+    if (moment == history->cluster->moment && history->stopped_clean && verdict->dirty &&
+        verdict->missing == 0 && history->faulty == 0 && history->resync_ended != 0)
+        sim_fail("the array was stopped in good order after its resync, and is dirty");
+    if (history->left_out == 0 && history->suspects == 0 && verdict->missing > 0)
+        sim_fail("after a crash at moment %llu of a complete array %u members are left out",
+                 (unsigned long long)moment, verdict->missing);
+}
+
+static enum sim_tear
+tear_choose(struct sim_random *random)
+{
+    return random_percent(random, 40) ? TEAR_RANDOM
+                                      : (enum sim_tear)random_below(random, TEAR_LAST);
+}
+
+/*
+ * The power is cut at a chosen moment and comes back. Some earlier moments are looked at on the
+ * way: had the cut been there, the disks would have been fine too.
+ */
+static void
+power_cut(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    struct sim_cluster *const cluster = history->cluster;
+    struct sim_image *const image = &history->world->image;
+    const uint64_t moment = moment_choose(history);
+    uint64_t before = 0;
+
+    for (unsigned i = 0; i < CUTS_LOOKED_AT && before + 1 < moment; ++i) {
+        before = random_between(random, before + 1, moment - 1);
+        image_build(cluster, image, before, tear_choose(random), random);
+        decide(history, before);
+        judge_image(history->judge, &history->verdict, before, false);
+        image_undo(cluster, image);
+    }
+    image_build(cluster, image, moment, tear_choose(random), random);
+    decide(history, moment);
+    cluster_trace(cluster, "power cut at moment %llu: %s, %u missing, resync from %llu",
+                  (unsigned long long)moment, history->verdict.dirty ? "dirty" : "clean",
+                  history->verdict.missing, (unsigned long long)history->verdict.resync_from);
+    judge_image(history->judge, &history->verdict, moment, true);
+    count_crash(history, moment);
+    image_adopt(cluster, image);
+    history->stopped_clean = false;
+}
+
+/* --- The end of a history ------------------------------------------------------------------- */
+
+/* Everything is in order: resync to the end, stop, judge parity. */
+static void
+settle_main(void *arg)
+{
+    struct history *const history = arg;
+    struct error error;
+
+    if (start(history, false, &error) < 0)
+        sim_fail("the last start fails: %s", error.text);
+    if (!array_resync_wait(history->array) && history->verdict.missing == 0)
+        sim_fail("the resync does not end well, and nothing is in its way");
+    read_everything(history);
+    stop(history);
+    array_destroy(history->array);
+    if (history->verdict.missing == 0)
+        judge_parity(history->judge, (1u << history->disks) - 1, "after the resync");
+}
+
+/* With as many members gone as can be, everything must still be there. */
+static void
+loss_main(void *arg)
+{
+    struct history *const history = arg;
+    struct error error;
+
+    if (start(history, random_percent(&history->random, 50), &error) < 0)
+        sim_fail("a start without some members fails: %s", error.text);
+    check_started(history);
+    read_everything(history);
+    stop(history);
+    array_destroy(history->array);
+    history->cluster->counts[COUNT_LOSS_CHECKS]++;
+}
+
+static void
+history_end(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    struct loop *const loop = history->cluster->loop;
+    unsigned lost = 0;
+
+    history->faulty = 0;
+    history->errors_allowed = false;
+    history->stopped_clean = false;
+    faults_clear(history);
+    history->force = history->verdict.result == -EUCLEAN;
+    loop_run_task(loop, settle_main, history);
+    image_build(history->cluster, &history->world->image, history->cluster->moment, TEAR_RANDOM,
+                random);
+    judge_decide(history->judge, history->offered, &history->verdict);
+    if (history->verdict.dirty || history->verdict.result != 0)
+        sim_fail("after resync and stop the array is not clean");
+    judge_image(history->judge, &history->verdict, history->cluster->moment, true);
+    image_adopt(history->cluster, &history->world->image);
+    history->force = false;
+    while (history->verdict.missing + lost < history->geometry.parities) {
+        const unsigned disk = (unsigned)random_below(random, history->disks);
+
+        if (!(history->offered >> disk & 1))
+            continue;
+        history->offered &= ~(1u << disk);
+        judge_decide(history->judge, history->offered, &history->verdict);
+        if (random_percent(random, 30))
+            break;
+    }
+    for (unsigned s = 0; s < history->geometry.members; ++s)
+        if (history->verdict.disk_of[s] < 0)
+            judge_lost(history->judge, s);
+    loop_run_task(loop, loss_main, history);
+    /* Nothing of this history may be left. */
+    image_adopt(history->cluster, &history->world->image);
+    for (unsigned d = 0; d < history->disks; ++d)
+        history->cluster->disks[d].device.readonly = false;
+}
+
+uint64_t
+history_run(struct sim_world *world, const struct sim_mode *mode, uint64_t seed)
+{
+    struct history *const history = world->history;
+    struct sim_cluster *const cluster = &world->cluster;
+    unsigned runs;
+
+    history->mode = mode;
+    history->random.state = seed;
+    (void)random_next(&history->random); /* neighbouring seeds part */
+    history_make(history);
+    history->offered = ((1u << history->disks) - 1) & ~history->left_out;
+    history->force = false;
+    judge_decide(history->judge, history->offered, &history->verdict);
+    runs = (unsigned)random_between(&history->random, 1, mode->runs_max);
+    for (unsigned run = 0; run < runs; ++run) {
+        history->faults_allowed = true;
+        run_begin(history);
+        loop_run_task(cluster->loop, run_main, history);
+        if (mode->beyond)
+            break;
+        if (history->verdict.result == -EUCLEAN && !history->force) {
+            history->force = true; /* the next run is the same start again */
+            runs++;
+            continue;
+        }
+        history->force = false;
+        power_cut(history);
+        cluster->counts[COUNT_RESTARTS]++;
+    }
+    if (mode->beyond)
+        image_adopt(cluster, &world->image);
+    else
+        history_end(history);
+    cluster->counts[COUNT_HISTORIES]++;
+    return cluster->hash;
+}
+
+/* --- Life ----------------------------------------------------------------------------------- */
+
+static uint8_t *
+memory_or_die(void)
+{
+    uint8_t *const memory = aligned_alloc(BLOCK_BYTES, MEMORY_BYTES);
+
+    if (memory == NULL)
+        sim_fail("no memory for requests");
+    return memory;
+}
+
+void
+world_create(struct sim_world *world)
+{
+    memset(world, 0, sizeof *world);
+    cluster_create(&world->cluster);
+    model_create(&world->model);
+    judge_create(&world->judge, &world->cluster, &world->model);
+    world->history = calloc(1, sizeof *world->history);
+    if (world->history == NULL)
+        sim_fail("no memory for a history");
+    world->history->world = world;
+    world->history->cluster = &world->cluster;
+    world->history->model = &world->model;
+    world->history->judge = &world->judge;
+    world->history->memory = memory_or_die();
+    for (unsigned i = 0; i < CLIENTS_MAX; ++i)
+        world->history->clients[i].memory = memory_or_die();
+}
+
+void
+world_destroy(struct sim_world *world)
+{
+    for (unsigned i = 0; i < CLIENTS_MAX; ++i)
+        free(world->history->clients[i].memory);
+    free(world->history->memory);
+    free(world->history);
+    image_fini(&world->image);
+    judge_destroy(&world->judge);
+    model_destroy(&world->model);
+    cluster_destroy(&world->cluster);
+}

@@ -1,0 +1,47 @@
+/*
+ * sim_history.h: one history: an array is made, used, hurt, crashed, started again, and judged.
+ *
+ *   make disks -> start -> read all -> clients and faults -> idle? -> stop? -> power cut
+ *                   ^                                                             |
+ *                   +------ force, when refused and dirty <------ judge images <--+
+ *
+ * and at the end, without faults: resync to the end, parity of every stripe, clean stop, and every
+ * sector once more with as many members gone as the level allows.
+ */
+#ifndef STRIPELOG_SIM_HISTORY_H
+#define STRIPELOG_SIM_HISTORY_H
+
+#include "sim_disk.h"
+#include "sim_judge.h"
+#include "sim_model.h"
+
+struct sim_mode {
+    const char *name, *story;
+    unsigned degraded_percent; /* histories that begin without a member or two */
+    unsigned unsynced_percent; /* that begin with parity not known good */
+    unsigned crash_percent;    /* runs that end with a power cut while they work */
+    unsigned runs_max;
+    /* Faults, in percent of runs; never more members than parity covers, except beyond. */
+    unsigned death_percent, latent_percent, lasting_percent;
+    unsigned read_error_percent, write_error_percent, flush_error_percent;
+    bool beyond;
+    uint64_t promised; /* set of enum sim_count that may not be 0 after many histories */
+};
+
+extern const struct sim_mode sim_modes[];
+extern const unsigned sim_modes_count;
+
+struct sim_world {
+    struct sim_cluster cluster;
+    struct model model;
+    struct judge judge;
+    struct sim_image image;
+    struct history *history; /* owned; the one that runs */
+};
+
+void world_create(struct sim_world *world);
+void world_destroy(struct sim_world *world);
+/* Returns the hash of all that happened. Fails by sim_fail. */
+uint64_t history_run(struct sim_world *world, const struct sim_mode *mode, uint64_t seed);
+
+#endif
