@@ -238,11 +238,6 @@ check_shell()
     shell_files | tee /dev/stderr | xargs shellcheck -x
 }
 
-check_manual()
-{
-    sh tests/e2e/test_man.sh build/plain/stripelog
-}
-
 check_install()
 {
     root=$PWD/build/install
@@ -281,7 +276,6 @@ verb_check()
     step 'shell scripts are clean' check_shell
     step 'assertions are on' check_assertions
     if passed 'build plain'; then
-        step 'man pages agree with --help' check_manual
         step 'meson install' check_install
     fi
     if passed 'build gcc -Werror'; then

@@ -50,8 +50,8 @@ def create_refuses_a_wrong_command_line(work):
     for arguments in (
             [], ["--level=5"], ["--level=0"], ["--level=1"], ["--level=10"], ["--level=five"], ["--level="],
             ["--level=5", "--no-such-option"], ["--level=5", "--metadata=0.90"], ["--level=5", "--metadata=2"],
-            ["--level=5", "--layout=nonsense"], ["--level=5", "--layout=ddf-zero-restart"],
-            ["--level=5", "--layout=left-symmetric-6"], ["--level=5", "--raid-devices=5"],
+            ["--level=5", "--layout=nonsense"], ["--level=5", "--layout=left-symmetric-6"],
+            ["--level=4", "--layout=ddf-N-continue"], ["--level=5", "--raid-devices=5"],
             ["--level=5", "--raid-devices=0"], ["--level=5", "--name=" + "x" * 32]):
         members = [] if arguments == ["--level=5"] else paths[:4]
         refused(paths, "create", *arguments, *members, status=2)

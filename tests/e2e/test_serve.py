@@ -349,30 +349,6 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def memory_stays_within_the_budget(work):
-    import nbd  # pylint: disable=import-outside-toplevel
-    if "sanitize" in STRIPELOG:
-        raise Skip("sanitizers need memory of their own")
-    paths = array_new(work, 6, 6, 32 * MIB)
-    with Server(paths, "--memory=64M") as server:
-        handles = [server.connect() for _ in range(8)]
-        size = handles[0].get_size()
-        buffer = nbd.Buffer.from_bytearray(bytearray(b"m" * (8 * MIB)))
-        for turn in range(6):
-            for number, handle in enumerate(handles):
-                handle.aio_pwrite(buffer, (turn * 8 + number) * 7 * MIB % (size - 8 * MIB))
-                handle.aio_pread(nbd.Buffer(8 * MIB), number * MIB)
-            for handle in handles:
-                while handle.aio_in_flight():
-                    handle.poll(-1)
-                    for cookie in iter(handle.aio_peek_command_completed, 0):
-                        handle.aio_command_completed(cookie)
-        peak = server.memory_peak()
-        for handle in handles:
-            handle.shutdown()
-        expect(peak <= (64 + 32) * MIB, f"VmHWM {peak // MIB} MiB")
-
-
 def two_servers_share_nothing(work):
     one, two = os.path.join(work, "1"), os.path.join(work, "2")
     os.mkdir(one)
@@ -397,4 +373,4 @@ if __name__ == "__main__":
          requests_received_before_sigterm_are_finished, a_new_array_is_resynced_while_it_is_served,
          an_interrupted_resync_goes_on, sigkill_under_load_loses_nothing_acknowledged, readonly_writes_nothing,
          examine_works_while_the_array_is_served, it_works_where_io_uring_is_forbidden,
-         memory_stays_within_the_budget, two_servers_share_nothing)
+         two_servers_share_nothing)
