@@ -40,14 +40,15 @@ watch_fired(struct timer *timer)
     struct nbd_server *const server = container_of(timer, struct nbd_server, watch);
     const uint64_t limit_ns = server->stopping ? server->limits.stop_ns : server->limits.stall_ns;
 
+    if (!server->waiting && !server->stopping)
+        return;
     for (struct nbd_connection *c = server->active; c; c = c->next) {
         if (!nbd_connection_stands_still(c, limit_ns))
             continue;
         server->stats.connections_stalled++;
         nbd_connection_cut(c);
     }
-    if (server->waiting || server->stopping)
-        watch_arm(server);
+    watch_arm(server);
 }
 
 void

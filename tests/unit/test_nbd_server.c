@@ -1270,6 +1270,7 @@ one_large_request_is_always_possible_body(struct world *w)
 {
     struct client c = client_connect(w, true);
     uint8_t *const data = malloc(MIB), *const back = malloc(MIB);
+    uint64_t cookie;
 
     pattern(data, MIB, 1);
     for (unsigned i = 0; i < 4; i++) {
@@ -1278,6 +1279,14 @@ one_large_request_is_always_possible_body(struct world *w)
         assert_memory_equal(data, back, MIB);
     }
     assert_int_equal(client_read(&c, data, 0, MIB + 1), NBD_EINVAL); /* as block sizes said */
+    /* Requests without memory do not stand in its way. */
+    w->ram.closed = true;
+    client_request(&c, NBD_CMD_FLUSH, 0, 1, 0, 0);
+    await(w, w->ram.inside == 1);
+    w->ram.closed = false;
+    assert_int_equal(client_read(&c, back, 0, MIB), 0);
+    gate_open(w);
+    assert_int_equal(client_simple_reply(&c, &cookie), 0);
     free(data);
     free(back);
     client_close(&c);
@@ -1400,6 +1409,47 @@ silent_writers_are_closed_when_others_wait(void **state)
               silent_writers_are_closed_when_others_wait_body);
 }
 
+/* Somebody waits, but not for long: that is no reason to close anybody later. */
+static void
+silent_writers_are_left_alone_when_nobody_waits_body(struct world *w)
+{
+    struct client silent[3], busy = client_connect(w, false), c = client_connect(w, false);
+    uint8_t *const data = malloc(512 * KIB);
+    uint64_t cookie;
+
+    w->ram.closed = true;
+    for (unsigned i = 0; i < 3; i++) {
+        silent[i] = client_connect(w, false);
+        client_request(&silent[i], NBD_CMD_WRITE, 0, 1, 0, 512 * KIB);
+    }
+    client_request(&busy, NBD_CMD_READ, 0, 1, 0, 512 * KIB);
+    await(w, pages_free(w->pages) == 0 && w->ram.inside == 1);
+    client_request(&c, NBD_CMD_READ, 0, 1, 0, 4096);
+    settle(w);
+    gate_open(w);
+    assert_int_equal(client_simple_reply(&busy, &cookie), 0);
+    assert_int_equal(client_receive(&busy, data, 512 * KIB), 512 * KIB);
+    assert_int_equal(client_simple_reply(&c, &cookie), 0);
+    assert_int_equal(client_receive(&c, data, 4096), 4096);
+    loop_sleep(w->loop, 300 * MS_NS);
+    assert_int_equal(w->stats->connections_stalled, 0);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_true(client_send(&silent[i], data, 512 * KIB));
+        assert_int_equal(client_simple_reply(&silent[i], &cookie), 0);
+        client_close(&silent[i]);
+    }
+    client_close(&busy);
+    client_close(&c);
+    free(data);
+}
+
+static void
+silent_writers_are_left_alone_when_nobody_waits(void **state)
+{
+    world_run(&(struct world_options){.pool_bytes = 2 * MIB, .limits.stall_ns = 150 * MS_NS},
+              silent_writers_are_left_alone_when_nobody_waits_body);
+}
+
 /* A slow writer is not a silent one. */
 static void
 slow_writers_are_left_alone_body(struct world *w)
@@ -1486,19 +1536,20 @@ stop_run(void *arg)
 static void
 stop_answers_what_was_received_body(struct world *w)
 {
-    enum { COUNT = 300 }; /* more than one connection may have in flight */
+    /* More than a connection may have in flight, and more than its buffer holds. */
+    enum { COUNT = 300, EACH = 1200 };
     struct client c = client_connect(w, false), idle = client_connect(w, true),
                   early = client_open(w);
     struct stopping stopping = {.w = w};
-    uint8_t data[COUNT * (NBD_REQUEST_BYTES + 512)];
+    uint8_t *const data = malloc(COUNT * (NBD_REQUEST_BYTES + EACH));
     size_t used = 0;
     uint64_t cookie;
 
     w->ram.closed = true;
     for (unsigned i = 0; i < COUNT; i++) {
-        used += put_request(data + used, NBD_CMD_WRITE, 0, i, i * 512u, 512);
-        pattern(data + used, 512, i);
-        used += 512;
+        used += put_request(data + used, NBD_CMD_WRITE, 0, i, i * (uint64_t)EACH, EACH);
+        pattern(data + used, EACH, i);
+        used += EACH;
     }
     assert_true(client_send(&c, data, used));
     await(w, w->ram.inside == 128);
@@ -1514,6 +1565,7 @@ stop_answers_what_was_received_body(struct world *w)
     assert_true(client_at_end(&c));
     await(w, stopping.done);
     assert_int_equal(w->ram.writes, COUNT);
+    free(data);
     client_close(&c);
     client_close(&idle);
     client_close(&early);
@@ -1570,23 +1622,42 @@ stop_does_not_wait_for_a_deaf_client(void **state)
               stop_does_not_wait_for_a_deaf_client_body);
 }
 
-/* A TCP peer can go on sending after our end of reading; the server must not go on answering. */
+/* A TCP peer can go on sending after our end of reading; the server must not go on answering. The
+ * client sends as fast as it can, so that there is always something to read, and takes all answers,
+ * so that it does not stand still. */
 struct chatter {
     struct client c;
-    bool done;
+    unsigned running;
+    uint64_t until_ns;
 };
 
 static void
-chatter_run(void *arg)
+chatter_send(void *arg)
 {
     struct chatter *const chatter = arg;
-    uint8_t request[NBD_REQUEST_BYTES], reply[NBD_SIMPLE_REPLY_BYTES];
+    uint8_t *const requests = malloc(1000 * NBD_REQUEST_BYTES);
 
-    do
-        (void)put_request(request, NBD_CMD_FLUSH, 0, 1, 0, 0);
-    while (client_send(&chatter->c, request, sizeof request) &&
-           client_receive(&chatter->c, reply, sizeof reply) == sizeof reply);
-    chatter->done = true;
+    for (unsigned i = 0; i < 1000; i++)
+        (void)put_request(requests + i * NBD_REQUEST_BYTES, NBD_CMD_FLUSH, 0, i, 0, 0);
+    while (client_send(&chatter->c, requests, 1000 * NBD_REQUEST_BYTES) &&
+           loop_clock_ns(chatter->c.w->loop) < chatter->until_ns)
+        ;
+    free(requests);
+    chatter->running--;
+}
+
+static void
+chatter_receive(void *arg)
+{
+    struct chatter *const chatter = arg;
+    uint8_t *const replies = malloc(MIB);
+    struct iovec vector = {replies, MIB};
+    struct loop_io io = {.kind = LOOP_RECV, .fd = chatter->c.fd, .iov = &vector, .iov_count = 1};
+
+    while (loop_io_wait(chatter->c.w->loop, &io) > 0)
+        ;
+    free(replies);
+    chatter->running--;
 }
 
 static void
@@ -1603,11 +1674,15 @@ stop_ends_although_a_client_never_pauses_body(struct world *w)
     assert_true(client_send(&chatter.c, data, put_handshake(data, false)));
     assert_int_equal(client_receive(&chatter.c, data, handshake_reply_bytes(false)),
                      handshake_reply_bytes(false));
-    assert_non_null(task_start(w->loop, chatter_run, &chatter));
-    await(w, w->ram.flushes > 100);
+    chatter.until_ns = loop_clock_ns(w->loop) + 5000 * MS_NS;
+    chatter.running = 2;
+    assert_non_null(task_start(w->loop, chatter_send, &chatter));
+    assert_non_null(task_start(w->loop, chatter_receive, &chatter));
+    await(w, w->ram.flushes > 100000);
     nbd_server_stop(w->server);
     w->stopped = true;
-    await(w, chatter.done);
+    assert_true(loop_clock_ns(w->loop) < chatter.until_ns);
+    await(w, chatter.running == 0);
     client_close(&chatter.c);
 }
 
@@ -1696,6 +1771,7 @@ main(void)
         cmocka_unit_test(memory_is_given_in_order),
         cmocka_unit_test(requests_of_all_connections_are_bounded),
         cmocka_unit_test(silent_writers_are_closed_when_others_wait),
+        cmocka_unit_test(silent_writers_are_left_alone_when_nobody_waits),
         cmocka_unit_test(slow_writers_are_left_alone),
         cmocka_unit_test(deaf_readers_are_closed_when_others_wait),
         cmocka_unit_test(stop_answers_what_was_received),
