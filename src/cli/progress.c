@@ -42,13 +42,6 @@ event_name(enum array_event_kind kind)
     return "unknown";
 }
 
-static bool
-is_resync(enum array_event_kind kind)
-{
-    return kind == ARRAY_RESYNC_STARTED || kind == ARRAY_RESYNC_PROGRESS ||
-           kind == ARRAY_RESYNC_DONE || kind == ARRAY_RESYNC_STOPPED;
-}
-
 static void
 print_json(const struct array_event *event)
 {
@@ -57,7 +50,7 @@ print_json(const struct array_event *event)
 
     if (json && (event->kind == ARRAY_MEMBER_FAILED || event->kind == ARRAY_READ_CORRECTED))
         json_object_set_new(json, "member", json_integer(event->member));
-    if (json && is_resync(event->kind)) {
+    if (json && event->kind == ARRAY_RESYNC_PROGRESS) {
         json_object_set_new(json, "done_bytes", json_integer((json_int_t)event->done_bytes));
         json_object_set_new(json, "total_bytes", json_integer((json_int_t)event->total_bytes));
         json_object_set_new(json, "rate_bytes_per_s",

@@ -3,8 +3,8 @@
  *
  * On a terminal a resync is one line that is drawn again and again; elsewhere only its beginning
  * and end are told. As JSON every event is an object on a line of its own: "event" names it, "text"
- * is for people, and a resync has done_bytes, total_bytes, rate_bytes_per_s and remaining_ms (null
- * while it is not known).
+ * is for people; "resync-progress" has done_bytes, total_bytes, rate_bytes_per_s and remaining_ms
+ * (null while it is not known), and what concerns one member has "member".
  */
 #ifndef STRIPELOG_PROGRESS_H
 #define STRIPELOG_PROGRESS_H

@@ -17,6 +17,21 @@
 
 /* ---- Pidfile ---- */
 
+/* Somebody may have named a file that is dear to them. */
+static bool
+may_be_replaced(const char *path)
+{
+    char text[33] = "";
+    FILE *file = fopen(path, "re");
+    size_t length;
+
+    if (!file)
+        return errno == ENOENT;
+    length = fread(text, 1, sizeof text - 1, file);
+    (void)fclose(file); /* nothing was written */
+    return length < sizeof text - 1 && strspn(text, "0123456789\n") == length;
+}
+
 int
 pidfile_write(const char *path, struct error *error)
 {
@@ -27,6 +42,8 @@ pidfile_write(const char *path, struct error *error)
     if ((size_t)snprintf(temporary, sizeof temporary, "%s.%d", path, (int)getpid()) >=
         sizeof temporary)
         return error_set(error, -ENAMETOOLONG, "%s: %s", path, strerror(ENAMETOOLONG));
+    if (!may_be_replaced(path))
+        return error_set(error, -EEXIST, "%s: exists, and is no pidfile", path);
     file = fopen(temporary, "we");
     if (!file)
         return error_set(error, -errno, "%s: cannot be made: %s", temporary, strerror(errno));
