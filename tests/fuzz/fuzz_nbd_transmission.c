@@ -2,7 +2,7 @@
  * fuzz_nbd_transmission.c: any bytes from a client that has been through the handshake.
  *
  *   input    control (2 bytes) | what the client sends
- *   control  bits 0-3: size of a receive, 0 all; bits 4-7: of a send; as powers of two
+ *   control  bits 0-3: size of a receive, 0 all, else a power of two; bits 4-7: of a send
  *            bits 8-9: nothing agreed on; structured replies; and base:allocation, too
  *            bit 10: 28 bytes each are a request's header, whose magic is put right, and after
  *            those of a WRITE its payload follows, so that commands are reached at all
@@ -70,7 +70,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .data = copy,
         .bytes = prefix_bytes + size - 2,
         .receive_piece = data[0] & 15 ? (size_t)1 << ((data[0] & 15) - 1) : 0,
-        .send_piece = data[0] >> 4 ? (size_t)1 << ((data[0] >> 4) - 1) : 0,
+        .send_piece = data[0] >> 4 ? (size_t)13 << (data[0] >> 4) : 0,
     });
     free(copy);
     return 0;
