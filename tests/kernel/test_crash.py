@@ -208,7 +208,12 @@ hash {device} {key}
             # Back as new members: what we wrote without them must rebuild to the same.
             script.append(f"mdadm --zero-superblock /dev/{key}-{lost}; mdadm /dev/{device} --add /dev/{key}-{lost} 2>&1")
         script.append(f"""
-fast {device}; sleep 0.3
+fast {device}
+tries=0
+while [ "$(cat /sys/block/{device}/md/degraded)" != 0 ] && [ $tries -lt 600 ]; do
+    sleep 0.1; tries=$((tries + 1))
+done
+echo "@{key} rebuilt $(cat /sys/block/{device}/md/degraded)"
 idle {device}
 check {device} {key}
 mdadm --stop /dev/{device} 2>&1; echo "@{key} stop $?"
@@ -222,7 +227,7 @@ mdadm --stop /dev/{device} 2>&1; echo "@{key} stop $?"
 def verdict(array, output):
     said = lab.facts(output, array.key)
     ours_dirty = array.key.startswith("oc")
-    good = {"assemble": "0", "degraded": str(len(array.lost)), "mismatch": "0", "stop": "0"}
+    good = {"assemble": "0", "degraded": str(len(array.lost)), "rebuilt": "0", "mismatch": "0", "stop": "0"}
     if not ours_dirty:
         good["start"] = "none"
         good["sha256"] = hashlib.sha256(array.model).hexdigest()
