@@ -12,8 +12,6 @@
 
 struct export;
 
-enum extent_state { EXTENT_DATA, EXTENT_HOLE_ZERO };
-
 struct export_ops {
     /* [offset, offset + length) is rounded out to 4 KiB by the server; memory is 4 KiB-aligned. */
     task_fn int (*read)(struct export *export, void *memory, uint64_t offset, uint64_t length);
@@ -34,8 +32,8 @@ struct export_ops {
 struct export
 {
     const struct export_ops *ops;
-    const char *name; /* second name of the only export; may be "" */
-    uint64_t size_bytes;
+    const char *name;    /* second name of the only export; may be "" */
+    uint64_t size_bytes; /* a multiple of 4 KiB */
     bool readonly;
 };
 

@@ -17,6 +17,8 @@
 
 #define SECOND_NS 1000000000ull
 
+#define ACCEPT_BATCH 32
+
 /* The watch looks so many times within the time a peer is given. */
 #define WATCH_LOOKS 8
 
@@ -143,11 +145,12 @@ nbd_server_adopt(struct nbd_server *server, int fd)
     return 0;
 }
 
-/* Takes all that wait on one listening socket. -errno but for the harmless ones. */
+/* Takes those that wait on one listening socket; what is left after a batch waits for the next
+ * turn, so that a flood of connections does not stop the others. -errno but for the harmless. */
 static int
-accept_all(struct nbd_server *server, int listen_fd)
+accept_batch(struct nbd_server *server, int listen_fd)
 {
-    while (!server->stopping) {
+    for (unsigned i = 0; i < ACCEPT_BATCH; i++) {
         const int fd = accept4(listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
         if (fd >= 0)
@@ -174,9 +177,9 @@ accept_run(void *arg)
 
         exhausted = loop_io_wait(server->loop, &poll) < 0;
         count = epoll_wait(server->poll_fd, events, ARRAY_LEN(events), 0);
-        for (int i = 0; i < count; i++)
+        for (int i = 0; i < count && !server->stopping; i++)
             if (events[i].data.fd != server->wake_fd)
-                exhausted |= accept_all(server, events[i].data.fd) < 0;
+                exhausted |= accept_batch(server, events[i].data.fd) < 0;
         if (exhausted && !server->stopping)
             loop_sleep(server->loop, SECOND_NS / 10); /* descriptors come back when clients go */
     }

@@ -1207,7 +1207,7 @@ slow_handshake_is_closed_body(struct world *w)
 static void
 slow_handshake_is_closed(void **state)
 {
-    world_run(&(struct world_options){.limits.handshake_ns = 100 * MS_NS},
+    world_run(&(struct world_options){.limits.handshake_ns = 1000 * MS_NS},
               slow_handshake_is_closed_body);
 }
 
@@ -1431,7 +1431,7 @@ silent_writers_are_left_alone_when_nobody_waits_body(struct world *w)
     assert_int_equal(client_receive(&busy, data, 512 * KIB), 512 * KIB);
     assert_int_equal(client_simple_reply(&c, &cookie), 0);
     assert_int_equal(client_receive(&c, data, 4096), 4096);
-    loop_sleep(w->loop, 300 * MS_NS);
+    loop_sleep(w->loop, 1400 * MS_NS);
     assert_int_equal(w->stats->connections_stalled, 0);
     for (unsigned i = 0; i < 3; i++) {
         assert_true(client_send(&silent[i], data, 512 * KIB));
@@ -1446,7 +1446,7 @@ silent_writers_are_left_alone_when_nobody_waits_body(struct world *w)
 static void
 silent_writers_are_left_alone_when_nobody_waits(void **state)
 {
-    world_run(&(struct world_options){.pool_bytes = 2 * MIB, .limits.stall_ns = 150 * MS_NS},
+    world_run(&(struct world_options){.pool_bytes = 2 * MIB, .limits.stall_ns = 1000 * MS_NS},
               silent_writers_are_left_alone_when_nobody_waits_body);
 }
 
@@ -1464,10 +1464,10 @@ slow_writers_are_left_alone_body(struct world *w)
     }
     await(w, pages_free(w->pages) == 0);
     client_request(&c, NBD_CMD_READ, 0, 1, 0, 4096);
-    for (unsigned k = 0; k < 16; k++) {
+    for (unsigned k = 0; k < 8; k++) {
         for (unsigned i = 0; i < 4; i++)
-            assert_true(client_send(&slow[i], data + k * 32 * KIB, 32 * KIB));
-        settle(w);
+            assert_true(client_send(&slow[i], data + k * 64 * KIB, 64 * KIB));
+        loop_sleep(w->loop, 200 * MS_NS);
     }
     for (unsigned i = 0; i < 4; i++) {
         assert_int_equal(client_simple_reply(&slow[i], &cookie), 0);
@@ -1483,7 +1483,7 @@ slow_writers_are_left_alone_body(struct world *w)
 static void
 slow_writers_are_left_alone(void **state)
 {
-    world_run(&(struct world_options){.pool_bytes = 2 * MIB, .limits.stall_ns = 150 * MS_NS},
+    world_run(&(struct world_options){.pool_bytes = 2 * MIB, .limits.stall_ns = 1000 * MS_NS},
               slow_writers_are_left_alone_body);
 }
 
