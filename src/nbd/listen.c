@@ -12,7 +12,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define BACKLOG         128
 #define ACTIVATION_FD   3 /* the first that is passed */
 #define UNIX_PATH_BYTES (sizeof((struct sockaddr_un *)NULL)->sun_path)
 
@@ -156,7 +155,7 @@ nbd_listen_unix(const char *path, struct nbd_listener *out, struct error *error)
     out->path = strdup(path);
     out->path_device = status.st_dev;
     out->path_inode = status.st_ino;
-    if (!out->path || listen(out->fd, BACKLOG) < 0) {
+    if (!out->path || listen(out->fd, SOMAXCONN) < 0) {
         result = error_set(error, -errno, "%s: cannot listen: %s", path, strerror(errno));
         nbd_listener_close(out);
         return result;
@@ -211,7 +210,7 @@ tcp_open(const struct addrinfo *info)
         return -errno;
     /* Without it a restart would have to wait for the last connections to be forgotten. */
     (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (bind(fd, info->ai_addr, info->ai_addrlen) == 0 && listen(fd, BACKLOG) == 0)
+    if (bind(fd, info->ai_addr, info->ai_addrlen) == 0 && listen(fd, SOMAXCONN) == 0)
         return fd;
     result = -errno;
     (void)close(fd); /* nothing to lose */
