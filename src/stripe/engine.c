@@ -360,5 +360,8 @@ engine_destroy(struct engine *engine)
     }
     while (engine->workers_alive > 0)
         wait_queue_wait(engine->loop, &engine->quit_waiters);
+    /* A busy worker may have taken the last group of this turn before the turn's end came to it. */
+    while (engine->turn_end.queued)
+        loop_sleep(engine->loop, 0);
     engine_free(engine);
 }
