@@ -13,6 +13,7 @@
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 static const char *const count_names[COUNT_LAST] = {
     [COUNT_HISTORIES] = "histories",
@@ -54,13 +55,27 @@ static const char *const count_names[COUNT_LAST] = {
 };
 
 /* Below this many histories a promised kind may be missing by chance. */
-#define HISTORIES_FOR_PROMISES 300u
+#define HISTORIES_FOR_PROMISES 400u
+
+struct request {
+    const struct sim_mode *mode; /* NULL: all in turns */
+    uint64_t seed, histories;
+    uint64_t seconds; /* 0: histories counts */
+    bool trace, hash, twice;
+};
 
 static int
 usage(FILE *to, const char *program, int status)
 {
-    fprintf(to, "usage: %s [--mode MODE] [--seed N] [--histories N] [--trace] [--hash]\n\n",
-            program);
+    fprintf(to, "usage: %s [OPTION]...\n\n", program);
+    fputs("  --mode=MODE      one of those below; default: all in turns\n"
+          "  --seed=N         of the first history; default 1\n"
+          "  --histories=N    default 100\n"
+          "  --seconds=N      go on for that long, from a seed that the clock gives\n"
+          "  --trace          every request, every operation on a disk\n"
+          "  --hash           a number for each history: the same seed gives the same\n"
+          "  --twice          each history twice, and the same must happen\n\n",
+          to);
     for (unsigned i = 0; i < sim_modes_count; ++i)
         fprintf(to, "  %-12s %s\n", sim_modes[i].name, sim_modes[i].story);
     return status;
@@ -73,6 +88,56 @@ mode_find(const char *name)
         if (strcmp(sim_modes[i].name, name) == 0)
             return &sim_modes[i];
     return NULL;
+}
+
+/* 0, or the exit status plus one: nothing is to be run. */
+static int
+request_parse(int argc, char **argv, struct request *request)
+{
+    static const struct option options[] = {{"mode", required_argument, NULL, 'm'},
+                                            {"seed", required_argument, NULL, 's'},
+                                            {"histories", required_argument, NULL, 'n'},
+                                            {"seconds", required_argument, NULL, 'd'},
+                                            {"trace", no_argument, NULL, 't'},
+                                            {"hash", no_argument, NULL, 'x'},
+                                            {"twice", no_argument, NULL, 'w'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {NULL, 0, NULL, 0}};
+    int option;
+
+    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        switch (option) {
+        case 'm':
+            request->mode = mode_find(optarg);
+            if (request->mode == NULL && strcmp(optarg, "all") != 0)
+                return usage(stderr, argv[0], 2) + 1;
+            break;
+        case 's':
+            request->seed = strtoull(optarg, NULL, 0);
+            break;
+        case 'n':
+            request->histories = strtoull(optarg, NULL, 0);
+            break;
+        case 'd':
+            request->seconds = strtoull(optarg, NULL, 0);
+            request->seed = (uint64_t)time(NULL) * 1000000;
+            break;
+        case 't':
+            request->trace = true;
+            break;
+        case 'x':
+            request->hash = true;
+            break;
+        case 'w':
+            request->twice = true;
+            break;
+        case 'h':
+            return usage(stdout, argv[0], 0) + 1;
+        default:
+            return usage(stderr, argv[0], 2) + 1;
+        }
+    }
+    return optind < argc ? usage(stderr, argv[0], 2) + 1 : 0;
 }
 
 static int
@@ -93,69 +158,50 @@ counts_print(const uint64_t *counts, uint64_t promised)
     return status;
 }
 
+static void
+history_one(struct sim_world *world, const struct request *request, const char *program, uint64_t i)
+{
+    const struct sim_mode *const mode =
+        request->mode != NULL ? request->mode : &sim_modes[i % sim_modes_count];
+    const uint64_t seed = request->seed + i;
+    uint64_t hash;
+
+    report_begin(program, mode->name, seed);
+    hash = history_run(world, mode, seed);
+    if (request->twice && history_run(world, mode, seed) != hash)
+        sim_fail("the same seed gives two histories");
+    if (request->hash)
+        printf("seed %llu hash %016llx\n", (unsigned long long)seed, (unsigned long long)hash);
+}
+
 int
 main(int argc, char **argv)
 {
-    static const struct option options[] = {{"mode", required_argument, NULL, 'm'},
-                                            {"seed", required_argument, NULL, 's'},
-                                            {"histories", required_argument, NULL, 'n'},
-                                            {"trace", no_argument, NULL, 't'},
-                                            {"hash", no_argument, NULL, 'x'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {NULL, 0, NULL, 0}};
-    const struct sim_mode *mode = &sim_modes[0];
-    uint64_t seed = 1, histories = 100;
-    bool trace = false, hash = false;
     static struct sim_world world; /* large */
-    int option, status;
+    struct request request = {.seed = 1, .histories = 100};
+    const int stop = request_parse(argc, argv, &request);
+    const time_t end = time(NULL) + (time_t)request.seconds;
+    uint64_t promised = 0, done = 0;
+    int status;
 
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        switch (option) {
-        case 'm':
-            mode = mode_find(optarg);
-            if (mode == NULL)
-                return usage(stderr, argv[0], 2);
-            break;
-        case 's':
-            seed = strtoull(optarg, NULL, 0);
-            break;
-        case 'n':
-            histories = strtoull(optarg, NULL, 0);
-            break;
-        case 't':
-            trace = true;
-            break;
-        case 'x':
-            hash = true;
-            break;
-        case 'h':
-            return usage(stdout, argv[0], 0);
-        default:
-            return usage(stderr, argv[0], 2);
-        }
-    }
-    if (optind < argc)
-        return usage(stderr, argv[0], 2);
+    if (stop != 0)
+        return stop - 1;
     /* Arrays come and go by the thousand: freed memory stays mapped, or touching it again is what
      * most of the time goes to. */
     (void)mallopt(M_MMAP_THRESHOLD, 1 << 30); /* slower without, no more */
     (void)mallopt(M_TRIM_THRESHOLD, 1 << 30);
     report_init();
     world_create(&world);
-    world.cluster.trace = trace;
-    for (uint64_t i = 0; i < histories; ++i) {
-        uint64_t result;
-
-        report_begin(argv[0], mode->name, seed + i);
-        result = history_run(&world, mode, seed + i);
-        if (hash)
-            printf("seed %llu hash %016llx\n", (unsigned long long)(seed + i),
-                   (unsigned long long)result);
-    }
+    world.cluster.trace = request.trace;
+    while (request.seconds != 0 ? time(NULL) < end : done < request.histories)
+        history_one(&world, &request, argv[0], done++);
     report_end();
-    printf("mode %s, seeds %llu to %llu\n", mode->name, (unsigned long long)seed,
-           (unsigned long long)(seed + histories - 1));
-    status = counts_print(world.cluster.counts, mode->promised);
+    for (unsigned i = 0; i < sim_modes_count; ++i)
+        if (request.mode == NULL || request.mode == &sim_modes[i])
+            promised |= sim_modes[i].promised;
+    printf("mode %s, seeds %llu to %llu\n", request.mode != NULL ? request.mode->name : "all",
+           (unsigned long long)request.seed, (unsigned long long)(request.seed + done - 1));
+    status = counts_print(world.cluster.counts, promised);
     world_destroy(&world);
     return status;
 }

@@ -33,6 +33,7 @@ judge_destroy(struct judge *judge)
 {
     free(judge->bad);
     free(judge->open);
+    free(judge->healed);
     free(judge->values);
     free(judge->recovered[0]);
     free(judge->recovered[1]);
@@ -52,6 +53,7 @@ judge_begin(struct judge *judge, const struct geometry *geometry, uint64_t data_
     if (judge->stripes > judge->stripes_capacity) {
         judge->bad = grow(judge->bad, judge->stripes);
         judge->open = grow(judge->open, judge->stripes);
+        judge->healed = grow(judge->healed, judge->stripes);
         judge->stripes_capacity = judge->stripes;
     }
     if (sectors > judge->sectors_capacity) {
@@ -191,13 +193,30 @@ judge_decide(const struct judge *judge, unsigned offered, struct verdict *verdic
 /* --- Images --------------------------------------------------------------------------------- */
 
 static void
-mark_open(struct judge *judge, uint64_t member_offset, uint64_t length)
+mark(uint8_t *stripes, uint64_t member_offset, uint64_t length)
 {
     for (uint64_t s = member_offset / BLOCK_BYTES; s < (member_offset + length) / BLOCK_BYTES; ++s)
-        judge->open[s] = 1;
+        stripes[s] = 1;
 }
 
-/* K3: stripes that may be half done at the moment. */
+static void
+mark_op(const struct judge *judge, const struct model_op *op, uint8_t *stripes)
+{
+    uint64_t at = round_down(op->first * SECTOR_BYTES, BLOCK_BYTES);
+    const uint64_t end = round_up((op->first + op->count) * SECTOR_BYTES, BLOCK_BYTES);
+
+    while (at < end) {
+        struct place place;
+        uint64_t length;
+
+        geometry_map(&judge->geometry, at, &place);
+        length = min_u64(place.length, end - at);
+        mark(stripes, place.member_offset, length);
+        at += length;
+    }
+}
+
+/* K3: stripes that may be half done at the moment, and those that a write has made good by then. */
 static void
 find_open(struct judge *judge, const struct verdict *verdict, uint64_t moment)
 {
@@ -205,6 +224,7 @@ find_open(struct judge *judge, const struct verdict *verdict, uint64_t moment)
     const uint64_t begin = judge->data_offset, end = begin + judge->geometry.member_bytes;
 
     memset(judge->open, 0, judge->stripes);
+    memset(judge->healed, 0, judge->stripes);
     for (unsigned i = cluster->folded; i < cluster->writes_count; ++i) {
         const struct sim_write *const write = &cluster->writes[i];
         bool used = false;
@@ -212,23 +232,17 @@ find_open(struct judge *judge, const struct verdict *verdict, uint64_t moment)
         for (unsigned s = 0; s < judge->geometry.members; ++s)
             used = used || verdict->disk_of[s] == (int)write->disk;
         if (used && write_open_at(write, moment) && write->offset >= begin && write->offset < end)
-            mark_open(judge, write->offset - begin, write->length);
+            mark(judge->open, write->offset - begin, write->length);
     }
     for (uint32_t i = 0; i < judge->model->ops_count; ++i) {
         const struct model_op *const op = &judge->model->ops[i];
-        uint64_t at = round_down(op->first * SECTOR_BYTES, BLOCK_BYTES);
-        const uint64_t op_end = (op->first + op->count) * SECTOR_BYTES;
 
-        if (op->begun > moment || op->acknowledged <= moment)
+        if (op->begun > moment)
             continue;
-        while (at < op_end) {
-            struct place place;
-
-            geometry_map(&judge->geometry, at, &place);
-            place.length = min_u64(place.length, round_up(op_end - at, BLOCK_BYTES));
-            mark_open(judge, place.member_offset, place.length);
-            at += place.length;
-        }
+        if (op->acknowledged > moment)
+            mark_op(judge, op, judge->open);
+        else if (op->definite && op->durable <= moment)
+            mark_op(judge, op, judge->healed);
     }
 }
 
@@ -326,8 +340,8 @@ judge_row(struct judge *judge, const struct verdict *verdict, uint64_t number, u
     find_bad(judge, &view, bad);
     for (uint64_t i = 0; i < geometry->chunk_bytes / BLOCK_BYTES; ++i) {
         const uint64_t stripe = first_stripe + i;
-        const bool hole =
-            lost_count > 0 && verdict->dirty && (judge->open[stripe] || judge->bad[stripe]);
+        const bool was_bad = judge->bad[stripe] && !judge->healed[stripe];
+        const bool hole = lost_count > 0 && verdict->dirty && (judge->open[stripe] || was_bad);
         const bool promised = lost_count > 0
                                   ? !hole && !judge->bad[stripe]
                                   : !verdict->dirty || stripe * BLOCK_BYTES < verdict->resync_from;
@@ -337,12 +351,12 @@ judge_row(struct judge *judge, const struct verdict *verdict, uint64_t number, u
                      "stripe %llu (row %llu) does not agree",
                      (unsigned long long)moment, verdict->dirty ? "checkpoint" : "clean",
                      (unsigned long long)stripe, (unsigned long long)number);
-        if (hole || (lost_count > 0 && judge->bad[stripe]))
+        if (hole || (lost_count > 0 && was_bad))
             for (unsigned l = 0; l < lost_count; ++l)
                 if (lost[l] < geometry->data_members)
                     make_void(judge, number, lost[l], i * BLOCK_BYTES);
         if (adopt)
-            judge->bad[stripe] = lost_count > 0 ? judge->bad[stripe] || hole : bad[i];
+            judge->bad[stripe] = lost_count > 0 ? was_bad || hole : bad[i];
     }
     for (unsigned d = 0; d < geometry->data_members; ++d)
         judge_chunk(judge, &view, d, moment,

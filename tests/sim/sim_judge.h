@@ -11,7 +11,7 @@
  *       or, where that is missing, reconstructed from the others.
  *   K3. Exception, the write hole: in a dirty array a missing member's block is void (anything)
  *       if, at the crash, its stripe had a write that was not durable, or a request under way, or
- *       parity that was not good before.
+ *       parity that was not good before and no write since, durable at the crash, has made good.
  */
 #ifndef STRIPELOG_SIM_JUDGE_H
 #define STRIPELOG_SIM_JUDGE_H
@@ -39,6 +39,7 @@ struct judge {
     uint32_t minor;
     uint64_t stripes;      /* of 4 KiB on each member */
     uint8_t *bad;          /* owned; by stripe: parity does not agree, as far as known */
+    uint8_t *healed;       /* owned; by stripe: scratch of judge_image */
     uint8_t *open;         /* owned; by stripe: scratch of judge_image */
     uint32_t *values;      /* owned; by sector of the array: scratch of judge_image */
     uint8_t *recovered[2]; /* owned; a chunk each */
