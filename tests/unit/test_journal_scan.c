@@ -8,6 +8,7 @@
  */
 #include "array/journal_scan.h"
 #include "format/journal_entry.h"
+#include "memory_device.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -22,84 +23,6 @@
 #define SEQ         1000000u
 
 static const char *directory;
-
-/* ---- A device in memory ---- */
-
-struct memory_device {
-    struct device device;
-    uint8_t *bytes;
-    uint64_t bad_from, bad_to; /* reads that touch this fail */
-    uint64_t reads_bytes;
-    struct io *queue;
-    struct turn_hook hook;
-};
-
-static void
-memory_device_complete(struct turn_hook *hook)
-{
-    struct memory_device *memory = container_of(hook, struct memory_device, hook);
-
-    while (memory->queue) {
-        struct io *io = memory->queue;
-        uint64_t at = io->offset;
-
-        memory->queue = io->next;
-        io->result = 0;
-        for (unsigned i = 0; i < io->iov_count; i++) {
-            memcpy(io->iov[i].iov_base, memory->bytes + at, io->iov[i].iov_len);
-            at += io->iov[i].iov_len;
-        }
-        memory->reads_bytes += io->length;
-        if (io->offset < memory->bad_to && at > memory->bad_from)
-            io->result = -EIO;
-        io_complete(io);
-    }
-}
-
-static void
-memory_device_submit(struct device *device, struct io *io)
-{
-    struct memory_device *memory = container_of(device, struct memory_device, device);
-
-    assert_int_equal(io->op, IO_READ);
-    assert_true(io->offset + io->length <= device->size_bytes);
-    io->next = memory->queue;
-    memory->queue = io;
-    loop_at_turn_end(device->loop, &memory->hook);
-}
-
-/* Under it a loop without a system: nothing is ever waited for. */
-static void
-no_submit(void *self, struct loop_io *io)
-{
-    fail_msg("a system operation");
-}
-
-static void
-no_wait(void *self, uint64_t deadline_ns)
-{
-}
-
-static uint64_t
-no_time(void *self)
-{
-    return 1;
-}
-
-static void
-no_destroy(void *self)
-{
-}
-
-static const struct loop_backend no_backend = {.name = "none",
-                                               .submit = no_submit,
-                                               .wait = no_wait,
-                                               .now_ns = no_time,
-                                               .wall_us = no_time,
-                                               .destroy = no_destroy};
-
-static const struct device_ops memory_device_ops = {.kind = "memory",
-                                                    .submit = memory_device_submit};
 
 /* ---- A journal ---- */
 
@@ -116,22 +39,6 @@ struct world {
 
 static char device_name[] = "journal";
 
-static void
-world_open(struct world *w, uint8_t *bytes, uint64_t size_bytes)
-{
-    struct error error = {0};
-
-    w->memory.bytes = bytes;
-    w->memory.hook.run = memory_device_complete;
-    w->memory.device = (struct device){.ops = &memory_device_ops,
-                                       .name = device_name,
-                                       .size_bytes = size_bytes,
-                                       .logical_block_bytes = 512};
-    assert_int_equal(loop_create_on(&(struct loop_config){.tasks = 8, .seed = 1}, &no_backend, NULL,
-                                    &w->memory.device.loop, &error),
-                     0);
-}
-
 /* An empty ring of a 4-member RAID-5 (level 6: RAID-6), the tail at `tail`. */
 static struct world *
 world_make(int level, uint64_t tail)
@@ -142,7 +49,7 @@ world_make(int level, uint64_t tail)
 
     assert_non_null(w);
     assert_non_null(bytes);
-    world_open(w, bytes, DATA_OFFSET + RING);
+    memory_device_open(&w->memory, device_name, bytes, DATA_OFFSET + RING);
     sb = &w->superblock;
     superblock_init(sb, 2, 5);
     memset(sb->set_uuid, 0x5a, sizeof sb->set_uuid);
@@ -163,8 +70,7 @@ world_make(int level, uint64_t tail)
 static void
 world_free(struct world *w)
 {
-    loop_destroy(w->memory.device.loop);
-    free(w->memory.bytes);
+    memory_device_close(&w->memory);
     free(w);
 }
 
@@ -292,7 +198,7 @@ scan_kernel_journal(const char *name, int level)
     assert_int_equal(pclose(pipe), 0);
     assert_true(total > 0 && total < room);
 
-    world_open(w, bytes, total);
+    memory_device_open(&w->memory, device_name, bytes, total);
     {
         struct format_error why = {""};
 
@@ -400,7 +306,7 @@ a_full_ring_ends_where_it_began(void **state)
     assert_int_equal(w->head, 5 * BLOCK_BYTES);
     expect_log(w, RING / BLOCK_BYTES / 4, JOURNAL_END_RING);
     /* K3. */
-    assert_true(w->memory.reads_bytes <= 3 * RING);
+    assert_true(w->memory.bytes_read <= 3 * RING);
     world_free(w);
 }
 
