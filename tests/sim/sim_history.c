@@ -135,6 +135,7 @@ struct history {
     const struct sim_mode *mode;
     struct sim_random random;
     struct geometry geometry;
+    struct superblock superblocks[SIM_DISKS_MAX], check; /* the first ones */
     unsigned disks;
     unsigned left_out; /* disks that are never offered */
     unsigned suspects; /* disks that may have failed in any run */
@@ -192,21 +193,18 @@ geometry_choose(struct history *history)
                  config.layout);
 }
 
+/* As somebody else's array might be: everything as close together as it goes. */
 static void
-superblocks_write_first(struct history *history, uint32_t minor, uint64_t data_offset,
-                        uint64_t resync_sectors)
+superblocks_make_tight(struct history *history, uint32_t minor, uint64_t data_offset)
 {
     const struct geometry *const geometry = &history->geometry;
-    struct superblock *const sb = calloc(1, sizeof *sb);
 
-    if (sb == NULL)
-        sim_fail("no memory for a superblock");
     for (unsigned d = 0; d < history->disks; ++d) {
-        struct sim_disk *const disk = &history->cluster->disks[d];
+        const uint64_t size_bytes = history->cluster->disks[d].device.size_bytes;
+        struct superblock *const sb = &history->superblocks[d];
         uint64_t offset;
-        struct superblock check;
 
-        if (superblock_offset(minor, disk->device.size_bytes, &offset) < 0)
+        if (superblock_offset(minor, size_bytes, &offset) < 0)
             sim_fail("the simulator chose disks that are too small");
         superblock_init(sb, minor, history->disks);
         memset(sb->set_uuid, 0x51, sizeof sb->set_uuid);
@@ -219,23 +217,60 @@ superblocks_write_first(struct history *history, uint32_t minor, uint64_t data_o
         sb->raid_disks = history->disks;
         sb->data_offset_sectors = data_offset / SECTOR_BYTES;
         sb->super_offset_sectors = offset / SECTOR_BYTES;
-        sb->data_size_sectors =
-            ((minor == 0 ? offset : disk->device.size_bytes) - data_offset) / SECTOR_BYTES;
+        sb->data_size_sectors = ((minor == 0 ? offset : size_bytes) - data_offset) / SECTOR_BYTES;
         sb->dev_number = d;
         memset(sb->device_uuid, (int)d + 1, sizeof sb->device_uuid);
-        sb->resync_offset_sectors = resync_sectors;
         for (unsigned i = 0; i < history->disks; ++i)
             sb->dev_roles[i] = (uint16_t)i;
-        if (data_offset > 0)
-            memset(disk->stable, 0, data_offset);
-        memset(disk->stable + data_offset + geometry->member_bytes, 0,
-               disk->device.size_bytes - data_offset - geometry->member_bytes);
-        if (superblock_encode(sb, disk->stable + offset) > SUPERBLOCK_BYTES ||
-            superblock_decode(disk->stable + offset, minor, disk->device.size_bytes, &check, NULL) <
-                0)
+    }
+}
+
+/* As `create` makes them. */
+static void
+superblocks_make_created(struct history *history, uint32_t minor)
+{
+    const struct geometry *const geometry = &history->geometry;
+    struct create_device devices[SIM_DISKS_MAX];
+    struct create_options options = {
+        .level = geometry->level,
+        .layout = geometry->layout,
+        .minor = minor,
+        .chunk_bytes = geometry->chunk_bytes,
+        .size_bytes = geometry->member_bytes,
+        .name = "simulated",
+        .now = superblock_time(1700000000, 0),
+    };
+    struct error error;
+
+    memset(options.set_uuid, 0x52, sizeof options.set_uuid);
+    for (unsigned d = 0; d < history->disks; ++d) {
+        const struct device *const device = &history->cluster->disks[d].device;
+
+        devices[d] = (struct create_device){.name = device->name, .size_bytes = device->size_bytes};
+        memset(devices[d].uuid, (int)d + 1, sizeof devices[d].uuid);
+    }
+    if (create_plan(&options, devices, history->disks, history->superblocks, &error) < 0)
+        sim_fail("create: %s", error.text);
+}
+
+static void
+superblocks_write_first(struct history *history, uint64_t data_offset, uint64_t resync_sectors)
+{
+    const uint64_t data_end = data_offset + history->geometry.member_bytes;
+
+    for (unsigned d = 0; d < history->disks; ++d) {
+        struct sim_disk *const disk = &history->cluster->disks[d];
+        const uint64_t size_bytes = disk->device.size_bytes;
+        struct superblock *const sb = &history->superblocks[d];
+        uint8_t *const at = disk->stable + sb->super_offset_sectors * SECTOR_BYTES;
+
+        sb->resync_offset_sectors = resync_sectors;
+        memset(disk->stable, 0, data_offset);
+        memset(disk->stable + data_end, 0, size_bytes - data_end);
+        if (superblock_encode(sb, at) > SUPERBLOCK_BYTES ||
+            superblock_decode(at, sb->minor, size_bytes, &history->check, NULL) < 0)
             sim_fail("the simulator made a superblock that cannot be read");
     }
-    free(sb);
 }
 
 static void
@@ -244,15 +279,21 @@ history_make(struct history *history)
     struct sim_random *const random = &history->random;
     struct sim_cluster *const cluster = history->cluster;
     const uint32_t minor = (uint32_t)random_below(random, 3);
-    const uint64_t data_offset = minor == 0 ? 0 : DATA_OFFSET_MIN;
-    const bool punches = random_percent(random, 40);
+    const bool created = random_percent(random, 8), punches = random_percent(random, 40);
+    uint64_t data_offset = minor == 0 ? 0 : DATA_OFFSET_MIN;
     uint64_t resync_sectors = SUPERBLOCK_RESYNC_DONE, good_bytes;
 
     geometry_choose(history);
     history->disks = history->geometry.members;
     good_bytes = history->geometry.member_bytes;
     cluster_begin(cluster, random_next(random), history->disks,
-                  data_offset + good_bytes + 32 * KIB);
+                  created ? SIM_DISK_BYTES : data_offset + good_bytes + 32 * KIB);
+    if (created) {
+        superblocks_make_created(history, minor);
+        data_offset = history->superblocks[0].data_offset_sectors * SECTOR_BYTES;
+    } else {
+        superblocks_make_tight(history, minor, data_offset);
+    }
     cluster->latency =
         (struct sim_latency){PICK(random, 4000, 20000, 100000), PICK(random, 0, 40000, 400000),
                              PICK(random, 1, 4000, 50000), (unsigned)PICK(random, 0, 2, 10), 30};
@@ -276,7 +317,7 @@ history_make(struct history *history)
             history->left_out |= 1u << random_below(random, history->disks);
     }
     judge_fill(history->judge, good_bytes, random);
-    superblocks_write_first(history, minor, data_offset, resync_sectors);
+    superblocks_write_first(history, data_offset, resync_sectors);
     cluster_load(cluster);
     history->hot_first = random_below(random, history->geometry.array_bytes / BLOCK_BYTES);
     history->hot_blocks = random_between(random, 1, 64);
