@@ -47,7 +47,17 @@ array_member_failed(struct array *array, unsigned member, int error, const char 
     ++array->failures;
     array_tell(array, ARRAY_MEMBER_FAILED, member, "%s: member %u failed: %s: %s",
                array->members[member].device->name, member, operation, strerror(-error));
-    array->resync.stop = true;
+    if (unsynced_first(&array->unsynced) != UINT64_MAX && !array->unsynced.believed) {
+        array->unsynced.believed = true;
+        array_tell(
+            array, ARRAY_WARNING, member,
+            "the resync was not done: where a write was under way at the last crash, blocks of "
+            "member %u may read wrong",
+            member);
+    }
+    /* While there is parity to spare, P and Q can still be made to agree. */
+    if (array_degraded(array) >= array->assembly.geometry.parities)
+        array->resync.stop = true;
     if (array_beyond_parity(array) && !array->failed) {
         array->failed = true;
         array_tell(array, ARRAY_FAILED, NO_MEMBER,
@@ -134,7 +144,7 @@ become_clean(struct array *array)
     assert(array->writes_in_flight == 0);
     array->activity = ACTIVITY_STOPPING;
     /* The update flushes all members first: R3. */
-    result = superblocks_update(array, array->unsynced.from);
+    result = superblocks_update(array, unsynced_first(&array->unsynced));
     activity_set(array, result < 0 ? ACTIVITY_ACTIVE : ACTIVITY_CLEAN);
 }
 
@@ -195,7 +205,8 @@ resync_checkpoint(void *owner)
         return;
     array->activity =
         ACTIVITY_STOPPING; /* writes wait: what is recorded must stay true meanwhile */
-    ignored(superblocks_update(array, array->unsynced.from)); /* nothing is lost without it */
+    ignored(superblocks_update(array,
+                               unsynced_first(&array->unsynced))); /* nothing is lost without it */
     activity_set(array, ACTIVITY_CLEAN);
 }
 
@@ -230,12 +241,21 @@ resync_main(void *arg)
     if (result == 0) {
         array->unsynced.bits = NULL;
         resync_checkpoint(array);
+    }
+    if (result == 0 && array->unsynced.holes_count > 0) {
+        array_tell(
+            array, ARRAY_RESYNC_STOPPED, NO_MEMBER,
+            "resync done, but for %u groups with unreadable data, the first at %llu: writing "
+            "their unreadable blocks anew mends them at the next start",
+            array->unsynced.holes_count, (unsigned long long)array->unsynced.holes[0]);
+    } else if (result == 0) {
         array_tell(array, ARRAY_RESYNC_DONE, NO_MEMBER, "resync done: parity is good everywhere");
     } else {
         array_tell(array, ARRAY_RESYNC_STOPPED, NO_MEMBER, "resync stopped at %llu: %s",
                    (unsigned long long)array->unsynced.from,
-                   result == -ECANCELED ? "it goes on at the next start"
-                                        : "data cannot be read or a member failed");
+                   array_degraded(array) > 0  ? "a member failed"
+                   : result == -ECANCELED ? "it goes on at the next start"
+                                          : "too much data cannot be read");
     }
     array->resync_alive = false;
     wait_queue_wake_all(array->loop, &array->resync_ended);
@@ -246,7 +266,7 @@ array_resync_wait(struct array *array)
 {
     while (array->resync_alive)
         wait_queue_wait(array->loop, &array->resync_ended);
-    return array->unsynced.from == UINT64_MAX;
+    return unsynced_first(&array->unsynced) == UINT64_MAX;
 }
 
 /* --- Start ----------------------------------------------------------------------------------- */
@@ -463,8 +483,8 @@ array_stop(struct array *array)
     if (array->failed)
         result = -EIO;
     else if (array->activity == ACTIVITY_ACTIVE ||
-             array->recorded_resync_from != array->unsynced.from)
-        result = superblocks_update(array, array->unsynced.from);
+             array->recorded_resync_from != unsynced_first(&array->unsynced))
+        result = superblocks_update(array, unsynced_first(&array->unsynced));
     array->activity = ACTIVITY_CLEAN;
     return result;
 }

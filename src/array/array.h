@@ -39,7 +39,7 @@ struct array_event {
     uint64_t done_bytes, total_bytes; /* resync: member bytes */
     uint64_t rate_bytes_per_s;
     uint64_t remaining_ms; /* UINT64_MAX while unknown */
-    char text[256];
+    char text[480];
 };
 
 struct array_config {

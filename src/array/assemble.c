@@ -317,7 +317,7 @@ judge_by_freshest(struct decision *d, unsigned i, uint16_t own, uint16_t given)
         leave_out(d, i, FATE_STALE, "its number %" PRIu32 " is not in the table of %s",
                   sb->dev_number, freshest);
     else if (given == SUPERBLOCK_ROLE_SPARE)
-        leave_out(d, i, FATE_SPARE, "%s went on without it", freshest);
+        leave_out(d, i, FATE_STALE, "%s went on without it", freshest);
     else if (!superblock_role_is_slot(own) && own != SUPERBLOCK_ROLE_JOURNAL)
         leave_out(d, i, FATE_SPARE, "it was about to be rebuilt, and nothing was written yet");
     else
@@ -342,7 +342,13 @@ judge(struct decision *d, unsigned i)
     }
     if (!superblock_role_is_slot(own) && own != SUPERBLOCK_ROLE_JOURNAL) {
         d->fates[i] = FATE_SPARE;
-        if (superblock_role_is_slot(given) && sb->events <= assembly->events)
+        if (sb->events > assembly->events)
+            leave_out(d, i, FATE_STALE,
+                      "a spare with more events (%" PRIu64
+                      ") than any member that was named (%" PRIu64
+                      "): newer members of this array exist",
+                      sb->events, assembly->events);
+        else if (superblock_role_is_slot(given) && sb->events <= assembly->events)
             judge_by_freshest(d, i, own, given);
         return 0;
     }
@@ -665,8 +671,10 @@ check_start(struct decision *d)
     int r;
 
     if (assembly->degraded > assembly->geometry.parities &&
-        (d->options->force & FORCE_STALE_MEMBER))
+        (d->options->force & FORCE_STALE_MEMBER)) {
         force_stale(d);
+        find_dirty(d); /* A3: those that came in have a word too */
+    }
     warn_left_out(d);
     if (assembly->degraded > assembly->geometry.parities)
         return too_few(d);

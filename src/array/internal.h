@@ -79,6 +79,9 @@ task_fn void superblocks_record_failures(struct array *array);
 /* Takes a member out at once; what was told is recorded by superblocks_record_failures. */
 void array_member_failed(struct array *array, unsigned member, int error, const char *operation);
 
+/* Members that are missing or not rebuilt yet. */
+unsigned array_degraded(const struct array *array);
+
 /* Too many members are gone. */
 bool array_beyond_parity(const struct array *array);
 

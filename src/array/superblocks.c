@@ -16,14 +16,20 @@
  */
 #include "array/internal.h"
 
-bool
-array_beyond_parity(const struct array *array)
+unsigned
+array_degraded(const struct array *array)
 {
     unsigned degraded = 0;
 
     for (unsigned m = 0; m < array->assembly.members; ++m)
         degraded += array->members[m].state != MEMBER_IN_SYNC;
-    return degraded > array->assembly.geometry.parities;
+    return degraded;
+}
+
+bool
+array_beyond_parity(const struct array *array)
+{
+    return array_degraded(array) > array->assembly.geometry.parities;
 }
 
 /* The slot of a candidate, or NO_MEMBER. */
@@ -96,12 +102,13 @@ update_failed(struct io_group *group, const struct io *io)
     update->errors[io->tag] = io->result;
 }
 
-/* Writes the superblocks of every candidate whose index has this parity of half (2: of all) and
+/* Writes the superblocks of every other of those that are written, from half on (2: of all), and
  * waits. */
 static task_fn void
 superblocks_write_half(struct array *array, int *errors, unsigned half)
 {
     struct update update = {.errors = errors};
+    unsigned written = 0;
 
     io_group_init(&update.ios, array->loop);
     update.ios.failed = update_failed;
@@ -109,7 +116,7 @@ superblocks_write_half(struct array *array, int *errors, unsigned half)
         const struct candidate *candidate = &array->candidates[c];
         struct io *io;
 
-        if (!candidate_written(array, c) || (half < 2 && c % 2 != half))
+        if (!candidate_written(array, c) || (half < 2 && written++ % 2 != half))
             continue;
         io = io_take(&array->superblock_ios);
         io->op = IO_WRITE;

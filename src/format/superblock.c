@@ -294,6 +294,10 @@ check_member(const struct superblock *sb, uint64_t device_sectors, struct format
             error, EBADMSG,
             "data_offset %" PRIu64 " + data_size %" PRIu64 ": past sector %" PRIu64 " (%s)", offset,
             size, end_max, sb->minor == 0 ? "the superblock" : "the end of the device");
+    if (offset % BLOCK_SECTORS != 0)
+        return format_refuse(error, ENOTSUP,
+                             "data_offset %" PRIu64 " sectors: not a multiple of %u", offset,
+                             BLOCK_SECTORS);
     if (superblock_role_is_slot(superblock_role(sb)) && component_sectors > size)
         return format_refuse(error, EBADMSG,
                              "size %" PRIu64 " sectors: more than this member's data_size %" PRIu64,

@@ -9,11 +9,16 @@
 #define IOS_A_WORKER    64u
 
 bool
+member_gone(const struct member *member, uint64_t offset, uint64_t length)
+{
+    return member->state == MEMBER_MISSING ||
+           (member->state == MEMBER_REBUILDING && offset + length > member->recovered_bytes);
+}
+
+bool
 member_readable(const struct member *member, uint64_t offset, uint64_t length)
 {
-    if (member->state == MEMBER_MISSING)
-        return false;
-    if (member->state == MEMBER_REBUILDING && offset + length > member->recovered_bytes)
+    if (member_gone(member, offset, length))
         return false;
     return member->bad == NULL ||
            bad_blocks_find(member->bad, member->data_offset + offset, length) == NULL;

@@ -43,15 +43,29 @@ struct member {
     const struct bad_blocks *bad; /* borrowed; NULL if none */
 };
 
+#define UNSYNCED_HOLES_MAX 64u
+
 /* Regions where parity is not known good: from `from` on, and (with bits) only where the region's
  * bit is set. */
 struct unsynced {
     uint64_t from;         /* member bytes; UINT64_MAX: parity is good everywhere */
     const uint8_t *bits;   /* borrowed; NULL: all from `from` on */
     uint64_t region_bytes; /* of a bit */
-    /* Started by force: missing members are reconstructed from this parity nevertheless. */
+    /* A member is missing, by a forced start or since: what it held is reconstructed from this
+     * parity nevertheless. */
     bool believed;
+    /* Groups, by member offset and in order, that the resync had to pass over since a block could
+     * not be read. */
+    unsigned holes_count;
+    uint64_t holes[UNSYNCED_HOLES_MAX];
 };
+
+/* Parity is good below this on every member; UINT64_MAX: everywhere. */
+static inline uint64_t
+unsynced_first(const struct unsynced *unsynced)
+{
+    return unsynced->holes_count > 0 ? min_u64(unsynced->holes[0], unsynced->from) : unsynced->from;
+}
 
 struct engine;
 

@@ -79,6 +79,7 @@ struct run {
     uint64_t *own;    /* of both, blocks that are put together in a page of ours */
     uint64_t *zero;   /* blocks that a PUNCH piece made zero and nothing has written since */
     uint64_t *trim;   /* blocks that a TRIM piece covers and nothing has written */
+    uint64_t *gone;
     uint64_t *unreadable;
     uint64_t *errors;  /* of unreadable, those of working members that said EIO: to be mended */
     uint64_t *suspect; /* in a long read that failed: to be read one by one */
@@ -151,6 +152,9 @@ piece_list_add(struct piece_list *list, struct piece *piece)
 
 /* True when the member's content at [offset, offset + length) (member bytes) may be read. */
 bool member_readable(const struct member *member, uint64_t offset, uint64_t length);
+
+/* True where the member has no content: missing, or not rebuilt yet. */
+bool member_gone(const struct member *member, uint64_t offset, uint64_t length);
 
 /* Members that cannot be read as a whole: missing or rebuilding. */
 unsigned engine_degraded(const struct engine *engine);

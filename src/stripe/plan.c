@@ -130,7 +130,7 @@ stripe_recoverable(const struct plan *plan, const struct row_shape *shape, uint6
     for (unsigned i = 0; i < shape->data_count; ++i) {
         const unsigned m = shape->data[i];
 
-        if (plan->unreadable[m] & plan->writable[m] & bit)
+        if (plan->unreadable[m] & ~plan->gone[m] & bit)
             return false;
     }
     return true;

@@ -12,7 +12,7 @@
  *
  * P1. Read-modify-write only where parity is known good, and only if nothing it needs is
  * unreadable. P2. Nothing is reconstructed from parity that is not known good; where it has to be
- * believed (a start by force), only blocks of missing members: the others still have what they had
+ * believed (a start by force), only what is gone: other members still have what they had
  * where they cannot be read, and garbage must not be put in its place. P3. A stripe that
  * cannot be done is in `failed` and in no other mask of the result.
  */
@@ -49,7 +49,8 @@ struct plan {
     unsigned members;
     uint64_t parity_known;      /* stripes whose parity is good */
     uint64_t parity_believed;   /* stripes whose parity must do for missing members (P2) */
-    const uint64_t *unreadable; /* missing, not rebuilt yet, in the bad block log, or read error */
+    const uint64_t *unreadable; /* gone, in the bad block log, or read error */
+    const uint64_t *gone;       /* missing or not rebuilt yet: the member has no content there */
     const uint64_t *writable;   /* the member takes writes: all ones or zero */
 
     /* Asked for reading: blocks whose content is needed. For writing: see plan_write. */

@@ -17,7 +17,7 @@
 #include "parity/parity.h"
 #include <stdlib.h>
 
-#define MASK_ARRAYS 13u
+#define MASK_ARRAYS 14u
 
 int
 run_init(struct run *run, struct engine *engine)
@@ -36,9 +36,9 @@ run_init(struct run *run, struct engine *engine)
     run->own_block = run->new_block + blocks;
     mask = run->masks;
     uint64_t **const arrays[MASK_ARRAYS] = {
-        &run->full,       &run->part,      &run->own,          &run->zero,     &run->trim,
-        &run->unreadable, &run->errors,    &run->suspect,      &run->writable, &run->write,
-        &run->plan.need,  &run->plan.want, &run->plan.recover,
+        &run->full,  &run->part,       &run->own,       &run->zero,         &run->trim,
+        &run->gone,  &run->unreadable, &run->errors,    &run->suspect,      &run->writable,
+        &run->write, &run->plan.need,  &run->plan.want, &run->plan.recover,
     };
     for (unsigned i = 0; i < MASK_ARRAYS; ++i, mask += n)
         *arrays[i] = mask;
@@ -47,6 +47,7 @@ run_init(struct run *run, struct engine *engine)
         (unsigned)min_u64(engine->geometry->chunk_bytes / BLOCK_BYTES, 1u << 30);
     run->plan.members = n;
     run->plan.unreadable = run->unreadable;
+    run->plan.gone = run->gone;
     run->plan.writable = run->writable;
     return 0;
 }
@@ -174,6 +175,9 @@ stripes_with_good_parity(const struct run *run)
     const struct unsynced *unsynced = run->engine->config.unsynced;
     uint64_t known = 0;
 
+    for (unsigned i = 0; i < unsynced->holes_count; ++i)
+        if (unsynced->holes[i] == run->base)
+            return 0;
     if (unsynced->from >= run->base + run->engine->group_bytes)
         return run->stripes;
     for (uint64_t rest = run->stripes; rest != 0; rest &= rest - 1) {
@@ -192,20 +196,20 @@ stripes_with_good_parity(const struct run *run)
     return known;
 }
 
+/* The stripes where a block of the member is as asked. */
 static uint64_t
-member_unreadable(const struct run *run, const struct member *member)
+member_stripes(const struct run *run, const struct member *member,
+               bool (*is)(const struct member *member, uint64_t offset, uint64_t length))
 {
-    uint64_t unreadable = 0;
+    uint64_t stripes = 0;
 
-    if (member_readable(member, run->base, run->engine->group_bytes))
-        return 0;
     for (uint64_t rest = run->stripes; rest != 0; rest &= rest - 1) {
         const unsigned s = (unsigned)__builtin_ctzll(rest);
 
-        if (!member_readable(member, run->base + s * (uint64_t)BLOCK_BYTES, BLOCK_BYTES))
-            unreadable |= UINT64_C(1) << s;
+        if (is(member, run->base + s * (uint64_t)BLOCK_BYTES, BLOCK_BYTES))
+            stripes |= UINT64_C(1) << s;
     }
-    return unreadable;
+    return stripes;
 }
 
 /* To be called before each planning: members may have failed while we waited. */
@@ -217,7 +221,12 @@ run_look(struct run *run)
     for (unsigned m = 0; m < run->engine->members_count; ++m) {
         const struct member *member = &run->engine->members[m];
 
-        run->unreadable[m] = member_unreadable(run, member) | run->errors[m];
+        run->gone[m] = run->unreadable[m] = 0;
+        if (!member_readable(member, run->base, run->engine->group_bytes)) {
+            run->gone[m] = member_stripes(run, member, member_gone);
+            run->unreadable[m] = run->stripes & ~member_stripes(run, member, member_readable);
+        }
+        run->unreadable[m] |= run->errors[m];
         run->writable[m] = member->state == MEMBER_MISSING ? 0 : ~UINT64_C(0);
     }
 }
@@ -276,8 +285,9 @@ run_io_failed(struct io_group *group, const struct io *io)
             run->suspect[io->member] |= stripes;
         else
             run->errors[io->member] |= stripes;
-    } else if (io->op == IO_PUNCH && (io->result == -EOPNOTSUPP || io->result == -ENOSYS)) {
-        run->punch_refused = true;
+    } else if (io->op == IO_PUNCH) {
+        run->punch_refused =
+            true; /* zeros are written then, and only a failed write is a failure */
     } else {
         run->member_error[io->member] = io->result;
     }
@@ -401,6 +411,11 @@ run_fetch(struct run *run, uint64_t extra_blocks)
         if (run->plan.want[m] != 0)
             run_transfer(run, IO_READ, m, run->plan.want[m], run->old_block);
     (void)io_wait(&run->ios); /* read_errors says more */
+    /* What was read from a member that has failed since may be older than what it had acknowledged
+     * (D3): parity made from it would undo that. */
+    for (unsigned m = 0; m < n; ++m)
+        if (run->plan.want[m] != 0 && run->engine->members[m].state == MEMBER_MISSING)
+            run->read_errors = true;
     if (run->read_errors) {
         area_give(run);
         return false;
@@ -849,17 +864,41 @@ write_zeros_instead(struct run *run)
     (void)io_wait(&run->ios); /* errors are kept by member */
 }
 
+/* Stripes of which a block would be written that nobody could read again: it is gone or stands in
+ * the bad block log, and so do more of its stripe than parity covers. */
+static uint64_t
+unreadable_afterwards(const struct run *run)
+{
+    const unsigned n = run->engine->members_count;
+    uint64_t concerned = 0, hopeless = 0;
+
+    for (unsigned m = 0; m < n; ++m)
+        concerned |= run->unreadable[m] & ~run->errors[m] & (run->full[m] | run->part[m]);
+    for (; concerned != 0; concerned &= concerned - 1) {
+        const uint64_t bit = concerned & -concerned;
+        unsigned lost = 0;
+
+        for (unsigned m = 0; m < n; ++m)
+            lost += (run->unreadable[m] & ~run->errors[m] & bit) != 0;
+        if (lost > run->engine->geometry->parities)
+            hopeless |= bit;
+    }
+    return hopeless;
+}
+
 static task_fn void
 phase_changes(struct run *run)
 {
     const unsigned n = run->engine->members_count;
-    uint64_t parity_stripes, extra, parity_blocks;
+    uint64_t parity_stripes, extra, parity_blocks, hopeless;
 
     phase_begin(run);
     gather(run);
     do {
         run_look(run);
-        plan_write(&run->plan, run->touched, run->full, run->part);
+        hopeless = unreadable_afterwards(run);
+        plan_write(&run->plan, run->touched & ~hopeless, run->full, run->part);
+        run->plan.failed |= hopeless;
         parity_stripes = run->plan.by_data | run->plan.by_delta;
         masks_clear(run, run->write);
         mark_parity(run, parity_stripes, run->write);
@@ -939,9 +978,7 @@ phase_resync(struct run *run)
 {
     const struct engine *engine = run->engine;
     const unsigned n = engine->members_count;
-    /* With a member missing there is parity to make agree only where some is to spare. */
-    const unsigned degraded_max =
-        engine->config.unsynced->believed ? engine->geometry->parities - 1 : 0;
+    unsigned degraded_max;
 
     phase_begin(run);
     masks_clear(run, run->full);
@@ -962,6 +999,8 @@ phase_resync(struct run *run)
     (void)io_wait(&run->ios); /* errors are kept by member */
     run_report_members(run, "write");
     area_give(run);
+    /* With a member missing there is parity to make agree only where some is to spare. */
+    degraded_max = engine->config.unsynced->believed ? engine->geometry->parities - 1 : 0;
     for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next)
         if (piece_resyncs(piece) &&
             (run->plan.failed != 0 || engine_degraded(engine) > degraded_max))

@@ -41,6 +41,27 @@ resync_step(struct resync *resync, uint64_t *at)
     return engine_resync(resync->engine, first, groups);
 }
 
+/* A step failed: one group after the other, and those that cannot be done are passed over. */
+static task_fn int
+resync_around_holes(struct resync *resync, uint64_t first, uint64_t end)
+{
+    struct unsynced *unsynced = resync->unsynced;
+
+    for (uint64_t at = first; at < end; at += engine_group_bytes(resync->engine)) {
+        int result;
+
+        if (resync->stop)
+            return -ECANCELED;
+        result = engine_resync(resync->engine, at, 1);
+        if (result == 0)
+            continue;
+        if (resync->stop || unsynced->holes_count == UNSYNCED_HOLES_MAX)
+            return result;
+        unsynced->holes[unsynced->holes_count++] = at;
+    }
+    return 0;
+}
+
 struct pace {
     uint64_t begin_ns, begin_offset;
     uint64_t reported_ns, checkpoint_ns, checkpoint_offset;
@@ -73,13 +94,15 @@ resync_run(struct resync *resync)
 
     pace.begin_ns = pace.reported_ns = pace.checkpoint_ns = loop_clock_ns(resync->loop);
     while (at < end) {
-        const uint64_t step_begin_ns = loop_clock_ns(resync->loop);
+        const uint64_t step_begin_ns = loop_clock_ns(resync->loop), step_begin = at;
         uint64_t now_ns;
         int result;
 
         if (resync->stop)
             return -ECANCELED;
         result = resync_step(resync, &at);
+        if (result == -EIO)
+            result = resync_around_holes(resync, step_begin, min_u64(at, end));
         if (result < 0)
             return result;
         at = min_u64(at, end);

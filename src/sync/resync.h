@@ -40,8 +40,8 @@ struct resync {
     bool stop; /* set by anyone: ends at the next step */
 };
 
-/* 0: parity is good everywhere, unsynced->from is UINT64_MAX. -ECANCELED: stopped. -EIO: a stripe
- * cannot be made good; from names it. */
+/* 0: parity is good everywhere but in unsynced->holes, and unsynced->from is UINT64_MAX.
+ * -ECANCELED: stopped. -EIO: a member failed, or there are more holes than can be kept. */
 task_fn int resync_run(struct resync *resync) must_check;
 
 #endif

@@ -433,10 +433,10 @@ the_freshest_says_what_a_member_is(void **state)
     } cases[] = {
         {2, FATE_IN_SYNC},
         {SUPERBLOCK_ROLE_FAULTY, FATE_FAULTY},
-        {SUPERBLOCK_ROLE_SPARE, FATE_SPARE},
+        {SUPERBLOCK_ROLE_SPARE, FATE_STALE},
         {SUPERBLOCK_ROLE_JOURNAL, FATE_STALE},
         {1, FATE_STALE},
-        {77, FATE_SPARE},
+        {77, FATE_STALE},
     };
 
     for (uint64_t behind = 0; behind <= 1; behind++)
@@ -495,7 +495,7 @@ a_spare_with_more_events_is_never_freshest(void **state)
     add_device(w, 5, 3, SUPERBLOCK_ROLE_SPARE);
     sb_of(w, 3)->events = EVENTS + 100;
     expect(w, 0);
-    expect_fate(w, 3, FATE_SPARE);
+    expect_fate(w, 3, FATE_STALE); /* and so is never written to: others may know more */
     assert_int_equal(w->assembly.events, EVENTS);
     assert_int_equal(w->assembly.degraded, 0);
     free(w);
@@ -523,8 +523,26 @@ a_member_left_behind_by_one_update_is_not_read_as_good(void **state)
     all_others_say(w, 2, SUPERBLOCK_ROLE_SPARE);
     sb_of(w, 2)->events--;
     expect(w, 0);
-    expect_fate(w, 2, FATE_SPARE);
+    expect_fate(w, 2, FATE_STALE);
     assert_int_equal(w->assembly.member_candidate[2], -1);
+    free(w);
+}
+
+/* It was being written when it was left behind: its parity is in doubt as well, and that is a
+ * danger of its own. */
+static void
+a_stale_member_that_is_dirty_needs_both_words(void **state)
+{
+    struct world *w = make(5, 3);
+
+    sb_of(w, 1)->events = EVENTS - 10;
+    sb_of(w, 1)->resync_offset_sectors = 0;
+    w->candidates[2].status = -ENOENT;
+    w->options.force = FORCE_STALE_MEMBER;
+    expect(w, -EUCLEAN);
+    w->options.force = FORCE_STALE_MEMBER | FORCE_DIRTY_DEGRADED;
+    expect(w, 0);
+    assert_true(w->assembly.forced_dirty_degraded);
     free(w);
 }
 
@@ -945,6 +963,7 @@ main(void)
         cmocka_unit_test(a_spare_with_more_events_is_never_freshest),
         cmocka_unit_test(a_sleeping_spare_is_a_spare),
         cmocka_unit_test(a_member_left_behind_by_one_update_is_not_read_as_good),
+        cmocka_unit_test(a_stale_member_that_is_dirty_needs_both_words),
         cmocka_unit_test(a_stale_member_with_a_forged_count_stays_out_wherever_it_stands),
         cmocka_unit_test(of_two_histories_the_longer_one_counts),
         cmocka_unit_test(of_two_histories_as_long_as_each_other_none_is_chosen),
