@@ -11,6 +11,7 @@
 #include "device/file.h"
 #include "runtime/pages.h"
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
 
 #define MEMORY_DEFAULT (64 * MIB)
@@ -22,7 +23,8 @@ struct stripelog {
     pthread_t thread;
     struct loop *loop;
     struct array *array;
-    struct pages *pages; /* for reads */
+    struct pages *pages;   /* for reads */
+    struct task *resident; /* keeps the loop from ending for want of tasks */
     struct stripelog_options options;
     uint64_t size_bytes;
 };
@@ -90,12 +92,56 @@ job_run(struct stripelog *handle, struct job *job)
     return job->result;
 }
 
-static void *
-thread_main(void *arg)
+static void
+resident_main(void *arg)
 {
     struct stripelog *handle = arg;
 
+    handle->resident = task_self(handle->loop);
+    task_suspend(handle->loop);
+}
+
+/* A loop may be bound to the thread that made it, so it is made, run and destroyed here. */
+static int
+handle_begin_loop(struct stripelog *handle, struct error *error)
+{
+    const struct loop_config config = {0};
+    int result = loop_create(&config, &handle->loop, error);
+
+    if (result < 0)
+        return result;
+    result = pages_create(handle->loop, handle->options.memory_bytes / 2, false, &handle->pages);
+    if (result < 0) {
+        loop_destroy(handle->loop);
+        return error_set(error, result, "no memory for the buffers");
+    }
+    return 0;
+}
+
+struct start {
+    struct stripelog *handle;
+    struct error *error;
+    sem_t done;
+    int result;
+};
+
+static void *
+thread_main(void *arg)
+{
+    struct start *start = arg;
+    struct stripelog *handle = start->handle;
+
+    start->result = handle_begin_loop(handle, start->error);
+    if (start->result == 0)
+        task_start_wait(handle->loop, resident_main, handle); /* the first: it does not wait */
+    const bool started = start->result == 0;
+
+    (void)sem_post(&start->done); /* start is the starter's again */
+    if (!started)
+        return NULL;
     loop_run(handle->loop);
+    pages_destroy(handle->pages);
+    loop_destroy(handle->loop);
     return NULL;
 }
 
@@ -164,11 +210,11 @@ job_close(struct job *job)
 static task_fn int
 job_leave(struct job *job)
 {
-    loop_stop(job->handle->loop);
+    task_wake(job->handle->loop, job->handle->resident);
     return 0;
 }
 
-/* Ends the thread and frees everything but the array. */
+/* Ends the thread, with its loop, and frees the handle. */
 static void
 handle_end(struct stripelog *handle)
 {
@@ -176,16 +222,14 @@ handle_end(struct stripelog *handle)
 
     (void)job_run(handle, &leave); /* always 0 */
     (void)pthread_join(handle->thread, NULL);
-    pages_destroy(handle->pages);
-    loop_destroy(handle->loop);
     free(handle);
 }
 
 static int
 handle_begin(const struct stripelog_options *options, struct stripelog **out, struct error *error)
 {
-    const struct loop_config config = {0};
     struct stripelog *handle = calloc(1, sizeof *handle);
+    struct start start = {.handle = handle, .error = error};
     int result;
 
     if (handle == NULL)
@@ -195,28 +239,21 @@ handle_begin(const struct stripelog_options *options, struct stripelog **out, st
     if (handle->options.memory_bytes == 0)
         handle->options.memory_bytes = MEMORY_DEFAULT;
     handle->options.memory_bytes = max_u64(handle->options.memory_bytes, MEMORY_MIN);
-    result = loop_create(&config, &handle->loop, error);
-    if (result < 0)
-        goto fail;
-    result = pages_create(handle->loop, handle->options.memory_bytes / 2, false, &handle->pages);
+    (void)sem_init(&start.done, 0, 0); /* cannot fail with these */
+    result = -pthread_create(&handle->thread, NULL, thread_main, &start);
     if (result < 0) {
-        ignored(error_set(error, result, "no memory for the buffers"));
-        goto fail_loop;
+        free(handle);
+        return error_set(error, result, "cannot start a thread: %s", strerror(-result));
     }
-    result = -pthread_create(&handle->thread, NULL, thread_main, handle);
-    if (result < 0) {
-        ignored(error_set(error, result, "cannot start a thread: %s", strerror(-result)));
-        goto fail_pages;
+    while (sem_wait(&start.done) < 0)
+        ; /* a signal came */
+    if (start.result < 0) {
+        (void)pthread_join(handle->thread, NULL);
+        free(handle);
+        return start.result;
     }
     *out = handle;
     return 0;
-fail_pages:
-    pages_destroy(handle->pages);
-fail_loop:
-    loop_destroy(handle->loop);
-fail:
-    free(handle);
-    return result;
 }
 
 int
