@@ -49,14 +49,15 @@ def tally(label, meson_logs, log_directory):
 
 
 def report(label, test, log_directory):
-    # With several builds in one list, the build is part of the name.
-    name = f"{label}: {test['name'].replace('/', '.')}"
+    # Meson's "PROJECT:SUITE / NAME"; several builds share one list, so the build is part of ours.
+    test_name = test["name"].split(" / ")[-1].replace("/", ".")
+    name = f"{label}: {test_name}"
     output = test.get("stdout") or ""
     errors = test.get("stderr") or ""
     outcome = test["result"]
     cases = cases_of(output)
     good = outcome in ("OK", "EXPECTEDFAIL")
-    kept = os.path.join(log_directory, f"{label}.{test['name'].replace('/', '.')}.log")
+    kept = os.path.join(log_directory, f"{label}.{test_name}.log")
     if not good and outcome != "SKIP":
         with open(kept, "w", encoding="utf-8") as log:
             log.write(f"{outcome} {' '.join(test.get('command', []))}\n{output}\n{errors}\n")
