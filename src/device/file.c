@@ -3,8 +3,8 @@
  *
  * Transfers are O_DIRECT where the file system can. A short transfer is continued where it
  * stopped; nothing transferred at all means that the file has shrunk under us: -EIO. What a device
- * cannot do is learned without touching its data: from sysfs for block devices, from a hole
- * punched behind the end for files, and else at the first use, whose EOPNOTSUPP clears the flag.
+ * cannot do is learned without touching it: from sysfs for block devices, and for files at the
+ * first use, whose EOPNOTSUPP clears the flag.
  *
  * F1. The descriptor that holds the claim is the one that does the I/O, and is never replaced: a
  *     refusal of O_DIRECT that shows only at the first read is answered by changing its flags.
@@ -369,8 +369,6 @@ static void
 learn_regular(struct file *file, const struct stat *status)
 {
     struct device *const device = &file->device;
-    const off_t behind = (off_t)round_up((uint64_t)status->st_size, BLOCK_BYTES);
-
     device->size_bytes = round_down((uint64_t)status->st_size, SECTOR_BYTES);
     device->logical_block_bytes = SECTOR_BYTES;
     device->volatile_cache = true;
@@ -378,10 +376,7 @@ learn_regular(struct file *file, const struct stat *status)
     device->identity[1] = status->st_ino;
     if (device->readonly)
         return;
-    /* Behind the end there is no data to lose. ZERO_RANGE would allocate there: its first use
-     * tells. */
-    device->punch_zeroes =
-        fallocate(file->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, behind, BLOCK_BYTES) == 0;
+    device->punch_zeroes = true;
     file->zero_range = true;
     device->write_zeroes = true;
 }
