@@ -26,10 +26,10 @@ logs=build/logs
 results=$logs/results # one line a result: status, name, remark; tab-separated
 
 packages_build='gcc libc6-dev meson ninja-build pkgconf libisal-dev liburing-dev libboost-context-dev libjansson-dev libblkid-dev uuid-dev'
-packages_test='libcmocka-dev libnbd-bin python3-libnbd python3 qemu-utils fio e2fsprogs fuse3 procps'
+packages_test='libcmocka-dev libnbd-bin python3-libnbd python3 qemu-utils fio e2fsprogs fuse3 mount procps'
 packages_check='clang clang-format-14 valgrind shellcheck mandoc binutils'
 packages_kernel='qemu-system-x86 mdadm busybox-static cpio zstd xz-utils'
-packages_bench='libnbd-dev nbdkit fio gnuplot-nox python3 libnbd-bin'
+packages_bench='nbdkit gnuplot-nox python3 mount'
 
 # --- words and packages ---
 
@@ -173,6 +173,12 @@ build_clang()
     CC=clang build_tree build/clang --werror -Dtests=true
 }
 
+build_sanitize()
+{
+    build_tree build/sanitize --werror --buildtype=debugoptimized -Dtests=true \
+        -Db_sanitize=address,undefined -Dc_args=-fno-sanitize-recover=undefined
+}
+
 build_plain()
 {
     need $packages_build
@@ -270,8 +276,7 @@ verb_check()
     step 'build plain' build_tree build/plain --buildtype=release
     step 'build gcc -Werror' build_tree build/test --werror -Dtests=true
     step 'build clang -Werror' build_clang
-    step 'build sanitizers' build_tree build/sanitize --werror --buildtype=debugoptimized -Dtests=true \
-        -Db_sanitize=address,undefined -Dc_args=-fno-sanitize-recover=undefined
+    step 'build sanitizers' build_sanitize
     step 'C is formatted' check_format
     step 'shell scripts are clean' check_shell
     step 'assertions are on' check_assertions
@@ -389,16 +394,50 @@ verb_fuzz()
     results_end
 }
 
+# Round after round of new seeds; half of the machine on the release build, half on the sanitizers'.
 verb_soak()
 {
     seconds=$(seconds_or "${1-}" 3600)
     need $packages_build libcmocka-dev
     results_begin
-    step 'build sanitizers' build_tree build/sanitize --werror --buildtype=debugoptimized -Dtests=true \
-        -Db_sanitize=address,undefined -Dc_args=-fno-sanitize-recover=undefined
-    passed 'build sanitizers' || { results_end; return; }
-    say "== simulator, $seconds s"
-    build/sanitize/tests/sim/sim --seconds="$seconds"
+    step 'build gcc -Werror' build_tree build/test --werror -Dtests=true
+    step 'build sanitizers' build_sanitize
+    if ! passed 'build gcc -Werror' || ! passed 'build sanitizers'; then
+        results_end
+        return
+    fi
+    seed=$(date +%s)
+    end=$((seed + seconds))
+    while [ "$(date +%s)" -lt "$end" ]; do
+        build/sanitize/tests/sim/sim --seed "$seed" --histories 400 >"$logs/soak.sanitize.log" 2>&1 &
+        sanitize_pid=$!
+        soak "seeds $seed and 8000 on" "$logs/soak.release.log" \
+            build/test/tests/sim/sim --seed "$seed" --histories 8000
+        soak "seeds $seed and 400 on, sanitizers" "$logs/soak.sanitize.log" wait "$sanitize_pid"
+        seed=$((seed + 8000))
+    done
+    results_end
+}
+
+# soak NAME LOG COMMAND...: one round; what failed keeps its log.
+soak()
+{
+    soak_name=$1
+    soak_log=$2
+    shift 2
+    if "$@" >"$soak_log.part" 2>&1; then
+        soak_status=pass
+    else
+        soak_status=fail
+    fi
+    [ ! -s "$soak_log.part" ] || cat "$soak_log.part" >"$soak_log"
+    rm -f "$soak_log.part"
+    say "   $soak_status: $soak_name"
+    if [ "$soak_status" = fail ]; then
+        cp "$soak_log" "$soak_log.$seed"
+        tail -n 20 "$soak_log"
+    fi
+    result "$soak_status" "$soak_name" "$soak_log.$seed"
 }
 
 verb_format()
