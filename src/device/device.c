@@ -106,7 +106,7 @@ io_submit(struct io *io, struct device *device, struct io_group *group)
     assert(io->offset % BLOCK_BYTES == 0);
     assert(io->length % BLOCK_BYTES == 0);
     assert(io->op == IO_FLUSH || io->length > 0);
-    assert(!device->readonly || io->op == IO_READ);
+    assert(!device->readonly || io->op == IO_READ || io->op == IO_FLUSH);
     io->device = device;
     io->group = group;
     io->result = 0;

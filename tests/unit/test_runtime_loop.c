@@ -679,7 +679,7 @@ closed_and_reused_descriptor_is_waited_for_anew(void **state)
 
 /* --- Files ---------------------------------------------------------------------------------- */
 
-#define MANY 3000 /* more than any queue of the backends holds */
+#define MANY 6000 /* more than any queue of the backends holds */
 
 struct flood {
     struct scene *scene;
@@ -740,7 +740,7 @@ flood_both_ways(void *arg)
     struct flood_story *const story = arg;
     struct loop_io flush = {.kind = LOOP_FDATASYNC, .fd = story->fd};
     struct loop_io allocate = {
-        .kind = LOOP_FALLOCATE, .fd = story->fd, .offset = 65536, .length = 4096};
+        .kind = LOOP_FALLOCATE, .fd = story->fd, .offset = 131072, .length = 4096};
 
     for (unsigned i = 0; i < MANY; i++)
         story->flood.value[i] = i * 1000003ull;
@@ -767,7 +767,7 @@ thousands_of_file_operations_at_once_all_complete(void **state)
     assert_int_equal(story->flood.wrong, 0);
     for (unsigned i = 0; i < MANY; i++)
         assert_true(story->flood.value[i] == i * 1000003ull);
-    assert_int_equal(lseek(story->fd, 0, SEEK_END), 65536 + 4096);
+    assert_int_equal(lseek(story->fd, 0, SEEK_END), 131072 + 4096);
     assert_int_equal(close(story->fd), 0);
     free(story);
 }
