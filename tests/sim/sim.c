@@ -29,6 +29,7 @@ static const char *const count_names[COUNT_LAST] = {
     [COUNT_CRASHES_IN_RESYNC] = "crashes in a resync",
     [COUNT_RESYNCS] = "resyncs completed",
     [COUNT_RESYNCS_RESUMED] = "resyncs resumed at a checkpoint",
+    [COUNT_BITMAPS] = "arrays with a write-intent bitmap",
     [COUNT_LOST_MEMBERS] = "members lost",
     [COUNT_STALE_LEFT_OUT] = "stale members left out",
     [COUNT_READS] = "reads",

@@ -287,6 +287,7 @@ log_write(struct sim_disk *disk, const struct io *io)
         .submitted = cluster_moment(cluster),
         .completed = SIM_NEVER,
         .durable = SIM_NEVER,
+        .dropped = SIM_NEVER,
     };
     if (io->op == IO_WRITE) {
         uint8_t *const content = cluster->arena + cluster->arena_used;
@@ -471,6 +472,9 @@ finish_write(struct sim_io *sim_io)
     if (sim_io->io->op == IO_PUNCH && disk->faults.punch_refused) {
         cluster->counts[COUNT_PUNCH_REFUSALS]++;
         result = -EOPNOTSUPP;
+    } else if (sim_io->io->op == IO_PUNCH && disk->faults.punch_error != 0) {
+        cluster->counts[COUNT_PUNCH_REFUSALS]++;
+        result = -disk->faults.punch_error;
     } else if (counts_down(&disk->faults.write_error_in)) {
         cluster->counts[COUNT_WRITE_ERRORS]++;
         result = -EIO;
@@ -488,6 +492,29 @@ finish_write(struct sim_io *sim_io)
     if (result == 0 && (write->fua || !disk->device.volatile_cache))
         write->durable = cluster->moment;
     return result;
+}
+
+/* Takes what was lost out of what reads see, and puts back whatever was below. */
+static void
+cache_drop(struct sim_disk *disk)
+{
+    struct sim_cluster *const cluster = disk->cluster;
+
+    for (unsigned i = cluster->folded; i < cluster->writes_count; ++i) {
+        struct sim_write *const write = &cluster->writes[i];
+
+        if (write->disk != disk->index || !write->lost || write->dropped != SIM_NEVER)
+            continue;
+        write->dropped = cluster->moment;
+        memcpy(disk->live + write->offset, disk->stable + write->offset, write->length);
+    }
+    for (unsigned i = cluster->folded; i < cluster->writes_count; ++i) {
+        const struct sim_write *const write = &cluster->writes[i];
+
+        if (write->disk == disk->index && write->completed != SIM_NEVER && !write->failed &&
+            write->dropped == SIM_NEVER)
+            (void)write_apply(write, disk->live, NULL, true);
+    }
 }
 
 static int
@@ -511,6 +538,8 @@ finish_flush(struct sim_io *sim_io)
     }
     if (!fails)
         return 0;
+    if (disk->faults.flush_drops)
+        cache_drop(disk);
     cluster->counts[COUNT_FLUSH_ERRORS]++;
     return -EIO;
 }
@@ -627,6 +656,8 @@ image_build(struct sim_cluster *cluster, struct sim_image *image, uint64_t momen
 
         if (write->submitted > moment)
             break;
+        if (write->dropped <= moment)
+            continue;
         undo_remember(image, &cluster->disks[write->disk], write);
         if (write->durable <= moment)
             (void)write_apply(write, cluster->disks[write->disk].stable, NULL, true);

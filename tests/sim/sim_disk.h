@@ -16,10 +16,13 @@
  *   reading     A read that overlaps a write in flight sees old or new, sector by sector.
  *   errors      A read, write or flush can fail once. A failed write leaves each of its sectors
  *               old or new. A failed flush loses the promise for all that was in the cache: no
- *               later flush makes it durable (it may still be there after a cut).
+ *               later flush makes it durable (it may still be there after a cut). With
+ *               `flush_drops` that content is gone there and then (D3 in device.h): reads see what
+ *               was there before.
  *   bad blocks  A 4 KiB block can be unreadable until it is written (latent), or be unreadable
  *               and refuse writes (lasting).
- *   punching    A disk that promised to punch can say EOPNOTSUPP.
+ *   punching    A disk that promised to punch can say EOPNOTSUPP, or fail and leave each sector old or
+ *               zero.
  *   death       From some operation on a disk answers everything with EIO, also what is in flight.
  *               What it held by then is still there after a restart, should it come back.
  *
@@ -67,6 +70,7 @@ enum sim_count {
     COUNT_CRASHES_IN_RESYNC,
     COUNT_RESYNCS,
     COUNT_RESYNCS_RESUMED,
+    COUNT_BITMAPS,
     COUNT_LOST_MEMBERS,
     COUNT_STALE_LEFT_OUT,
     COUNT_READS,
@@ -96,7 +100,9 @@ enum sim_count {
 /* What a disk will do wrong. Countdowns: the n-th such operation from now on; 0 = none. */
 struct sim_faults {
     unsigned read_error_in, write_error_in, flush_error_in, death_in;
+    bool flush_drops; /* a flush that fails drops what it was for */
     bool punch_refused;
+    int punch_error; /* a positive errno: every punch fails with it, done in part; 0: none */
 };
 
 /* What happens to sectors that are not durable at a power cut. */
@@ -117,6 +123,7 @@ struct sim_write {
     uint64_t offset, length;
     const uint8_t *content;                 /* in the log's arena; NULL: zeros */
     uint64_t submitted, completed, durable; /* moments; SIM_NEVER */
+    uint64_t dropped;                       /* by a flush that failed; SIM_NEVER */
 };
 
 struct sim_cluster;

@@ -2,6 +2,7 @@
 #include "sim_history.h"
 #include "array/array.h"
 #include "array/create.h"
+#include "format/bitmap.h"
 #include "sim_report.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,8 @@
 #define PROMISED_ALWAYS                                                                            \
     (PROMISE(COUNT_READS) | PROMISE(COUNT_WRITES) | PROMISE(COUNT_ZEROS) | PROMISE(COUNT_TRIMS) |  \
      PROMISE(COUNT_FLUSHES) | PROMISE(COUNT_FUAS) | PROMISE(COUNT_RESTARTS) |                      \
-     PROMISE(COUNT_LOSS_CHECKS) | PROMISE(COUNT_DISK_PUNCHES) | PROMISE(COUNT_CRASH_IMAGES))
+     PROMISE(COUNT_LOSS_CHECKS) | PROMISE(COUNT_DISK_PUNCHES) | PROMISE(COUNT_CRASH_IMAGES) |      \
+     PROMISE(COUNT_BITMAPS))
 #define PROMISED_CRASH                                                                             \
     (PROMISE(COUNT_CRASHES) | PROMISE(COUNT_TORN_SECTORS) | PROMISE(COUNT_RESYNCS) |               \
      PROMISE(COUNT_RESYNCS_RESUMED) | PROMISE(COUNT_CRASHES_IN_RESYNC) |                           \
@@ -136,6 +138,7 @@ struct history {
     struct sim_random random;
     struct geometry geometry;
     struct superblock superblocks[SIM_DISKS_MAX], check; /* the first ones */
+    uint8_t doubtful[SIM_DISK_BYTES / BLOCK_BYTES]; /* with a bitmap: stripes whose bit is set */
     unsigned disks;
     unsigned left_out; /* disks that are never offered */
     unsigned suspects; /* disks that may have failed in any run */
@@ -253,11 +256,69 @@ superblocks_make_created(struct history *history, uint32_t minor)
         sim_fail("create: %s", error.text);
 }
 
+/*
+ * A write-intent bitmap, beside superblocks that are made tight. Its bits say where parity is
+ * doubtful; a stale one says nothing, and parity may be bad everywhere.
+ */
 static void
-superblocks_write_first(struct history *history, uint64_t data_offset, uint64_t resync_sectors)
+bitmap_make(struct history *history, uint32_t minor)
+{
+    struct sim_random *const random = &history->random;
+    const uint64_t region_bytes = BLOCK_BYTES << random_below(random, 5);
+    const bool stale = random_percent(random, 20);
+
+    memset(history->doubtful, 0, sizeof history->doubtful);
+    for (uint64_t at = 0; at < history->geometry.member_bytes; at += region_bytes)
+        if (random_percent(random, 40))
+            for (uint64_t in = 0; in < region_bytes; in += BLOCK_BYTES)
+                history->doubtful[(at + in) / BLOCK_BYTES] = 1;
+    for (unsigned d = 0; d < history->disks; ++d) {
+        struct superblock *const sb = &history->superblocks[d];
+        struct bitmap_header header = {
+            .events = sb->events,
+            .sync_size_sectors = sb->size_sectors,
+            .chunk_bytes = (uint32_t)region_bytes,
+            .state = stale ? BITMAP_STATE_STALE : 0,
+            .daemon_sleep_s = 5,
+        };
+        uint8_t *at;
+
+        memcpy(header.uuid, sb->set_uuid, sizeof header.uuid);
+        sb->feature_map |= SUPERBLOCK_FEATURE_BITMAP;
+        sb->bitmap_offset_sectors = minor == 0 ? -(int32_t)BLOCK_SECTORS : (int32_t)BLOCK_SECTORS;
+        if (minor == 0)
+            sb->data_size_sectors -= BLOCK_SECTORS;
+        at = history->cluster->disks[d].stable + superblock_bitmap_offset_bytes(sb);
+        memset(at, 0, BLOCK_BYTES);
+        bitmap_encode(&header, at);
+        for (uint64_t s = 0; s < history->geometry.member_bytes / BLOCK_BYTES; ++s)
+            if (history->doubtful[s]) {
+                const uint64_t bit = bitmap_bit_of(&header, s * BLOCK_BYTES);
+
+                at[BITMAP_HEADER_BYTES + bit / 8] |= (uint8_t)(1u << (bit % 8));
+            }
+    }
+    if (stale)
+        memset(history->doubtful, 1, sizeof history->doubtful);
+    history->cluster->counts[COUNT_BITMAPS]++;
+}
+
+static void
+superblocks_clear_around(struct history *history, uint64_t data_offset)
 {
     const uint64_t data_end = data_offset + history->geometry.member_bytes;
 
+    for (unsigned d = 0; d < history->disks; ++d) {
+        struct sim_disk *const disk = &history->cluster->disks[d];
+
+        memset(disk->stable, 0, data_offset);
+        memset(disk->stable + data_end, 0, disk->device.size_bytes - data_end);
+    }
+}
+
+static void
+superblocks_write_first(struct history *history, uint64_t resync_sectors)
+{
     for (unsigned d = 0; d < history->disks; ++d) {
         struct sim_disk *const disk = &history->cluster->disks[d];
         const uint64_t size_bytes = disk->device.size_bytes;
@@ -265,8 +326,6 @@ superblocks_write_first(struct history *history, uint64_t data_offset, uint64_t 
         uint8_t *const at = disk->stable + sb->super_offset_sectors * SECTOR_BYTES;
 
         sb->resync_offset_sectors = resync_sectors;
-        memset(disk->stable, 0, data_offset);
-        memset(disk->stable + data_end, 0, size_bytes - data_end);
         if (superblock_encode(sb, at) > SUPERBLOCK_BYTES ||
             superblock_decode(at, sb->minor, size_bytes, &history->check, NULL) < 0)
             sim_fail("the simulator made a superblock that cannot be read");
@@ -279,7 +338,8 @@ history_make(struct history *history)
     struct sim_random *const random = &history->random;
     struct sim_cluster *const cluster = history->cluster;
     const uint32_t minor = (uint32_t)random_below(random, 3);
-    const bool created = random_percent(random, 8), punches = random_percent(random, 40);
+    const bool created = random_percent(random, 8), bitmap = !created && random_percent(random, 12);
+    const bool punches = random_percent(random, 40);
     uint64_t data_offset = minor == 0 ? 0 : DATA_OFFSET_MIN;
     uint64_t resync_sectors = SUPERBLOCK_RESYNC_DONE, good_bytes;
 
@@ -303,6 +363,9 @@ history_make(struct history *history)
         cluster->disks[d].device.volatile_cache = random_percent(random, 85);
         cluster->disks[d].device.logical_block_bytes = random_percent(random, 80) ? 512 : 4096;
     }
+    superblocks_clear_around(history, data_offset);
+    if (bitmap)
+        bitmap_make(history, minor);
     judge_begin(history->judge, &history->geometry, data_offset, minor);
     history->left_out = history->suspects = 0;
     if (random_percent(random, history->mode->unsynced_percent)) {
@@ -316,8 +379,9 @@ history_make(struct history *history)
         for (unsigned i = 0; i < lost; ++i)
             history->left_out |= 1u << random_below(random, history->disks);
     }
-    judge_fill(history->judge, good_bytes, random);
-    superblocks_write_first(history, data_offset, resync_sectors);
+    judge_fill(history->judge, good_bytes, bitmap && resync_sectors == 0 ? history->doubtful : NULL,
+               random);
+    superblocks_write_first(history, resync_sectors);
     cluster_load(cluster);
     history->hot_first = random_below(random, history->geometry.array_bytes / BLOCK_BYTES);
     history->hot_blocks = random_between(random, 1, 64);
@@ -1009,7 +1073,7 @@ history_run(struct sim_world *world, const struct sim_mode *mode, uint64_t seed)
     unsigned runs;
 
     history->mode = mode;
-    history->random.state = seed;
+    history->random.state = seed + ((uint64_t)(mode - sim_modes) << 48);
     (void)random_next(&history->random); /* neighbouring seeds part */
     history_make(history);
     history->offered = ((1u << history->disks) - 1) & ~history->left_out;

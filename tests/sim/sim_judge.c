@@ -97,7 +97,8 @@ view_row(const struct geometry *geometry, uint64_t number, uint8_t *const *chunk
 }
 
 void
-judge_fill(struct judge *judge, uint64_t parity_good_bytes, struct sim_random *random)
+judge_fill(struct judge *judge, uint64_t parity_good_bytes, const uint8_t *doubtful,
+           struct sim_random *random)
 {
     const struct geometry *const geometry = &judge->geometry;
 
@@ -119,7 +120,8 @@ judge_fill(struct judge *judge, uint64_t parity_good_bytes, struct sim_random *r
         for (uint64_t at = 0; at < geometry->chunk_bytes; at += BLOCK_BYTES) {
             const uint64_t offset = (r << geometry->chunk_shift) + at;
 
-            if (offset < parity_good_bytes || random_percent(random, 50))
+            if (offset < parity_good_bytes || random_percent(random, 50) ||
+                (doubtful != NULL && !doubtful[offset / BLOCK_BYTES]))
                 continue;
             judge->bad[offset / BLOCK_BYTES] = 1;
             *((uint8_t *)view.stripe.p + at + random_below(random, BLOCK_BYTES)) ^= 0x5a;

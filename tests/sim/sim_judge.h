@@ -53,8 +53,10 @@ void judge_begin(struct judge *judge, const struct geometry *geometry, uint64_t 
                  uint32_t minor);
 
 /* Fills the members' data areas in `stable`: the first version everywhere, parity good below this
- * member offset and garbage from there on. */
-void judge_fill(struct judge *judge, uint64_t parity_good_bytes, struct sim_random *random);
+ * member offset and, half of it, garbage from there on; only where `doubtful` (a byte for each
+ * stripe; NULL: everywhere) says so. */
+void judge_fill(struct judge *judge, uint64_t parity_good_bytes, const uint8_t *doubtful,
+                struct sim_random *random);
 
 /* Looks at the superblocks in `stable` of the disks in the set. */
 void judge_decide(const struct judge *judge, unsigned offered, struct verdict *verdict);

@@ -92,6 +92,12 @@ MUTATIONS = {
         {"stripe/run.c": [
             ("    resync_compare(run);\n    write_blocks(run);\n", "    resync_compare(run);\n"),
         ]}),
+    "stale_bitmap_is_believed": (
+        "a bitmap that is stale says nothing: every region is in doubt",
+        "crash", 4000, EITHER,
+        {"array/probe.c": [
+            ("    if (r < 0 || bitmap_is_stale(&header, sb))\n", "    if (r < 0)\n"),
+        ]}),
     "block_written_in_batch_is_mended": (
         "E4: what is written back is what the block holds, not what it held before",
         "errors", 8000, EITHER,
