@@ -253,9 +253,9 @@ resync_main(void *arg)
     } else {
         array_tell(array, ARRAY_RESYNC_STOPPED, NO_MEMBER, "resync stopped at %llu: %s",
                    (unsigned long long)array->unsynced.from,
-                   array_degraded(array) > 0  ? "a member failed"
-                   : result == -ECANCELED ? "it goes on at the next start"
-                                          : "too much data cannot be read");
+                   array_degraded(array) > 0 ? "a member failed"
+                   : result == -ECANCELED    ? "it goes on at the next start"
+                                             : "too much data cannot be read");
     }
     array->resync_alive = false;
     wait_queue_wake_all(array->loop, &array->resync_ended);
