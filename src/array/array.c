@@ -331,7 +331,7 @@ array_assemble(struct array *array, struct error *error)
     array->fates = calloc(config->device_count, sizeof *array->fates);
     array->superblock_errors = calloc(config->device_count, sizeof *array->superblock_errors);
     array->superblock_pages =
-        aligned_alloc(BLOCK_BYTES, config->device_count * (size_t)SUPERBLOCK_BYTES);
+        aligned_alloc(BLOCK_BYTES, (config->device_count + 1) * (size_t)SUPERBLOCK_BYTES);
     reasons = calloc(config->device_count, sizeof *reasons);
     if (array->candidates == NULL || array->fates == NULL || reasons == NULL ||
         array->superblock_errors == NULL || array->superblock_pages == NULL) {
@@ -345,6 +345,8 @@ array_assemble(struct array *array, struct error *error)
             return error_set(error, result, "%s: cannot be probed: %s", config->devices[c]->name,
                              strerror(-result));
         }
+        memcpy(array->superblock_pages + c * (size_t)SUPERBLOCK_BYTES,
+               array->candidates[c].superblock.raw, SUPERBLOCK_BYTES);
         ++array->candidates_count;
     }
     result = assemble_decide(array->candidates, array->candidates_count, &options, &array->assembly,

@@ -33,7 +33,7 @@ struct array {
 
     /* What the superblocks say. superblock_lock: one update at a time. */
     struct tokens superblock_lock;
-    uint8_t *superblock_pages; /* owned; one a candidate */
+    uint8_t *superblock_pages; /* owned; one a candidate, as last read or written, and a spare */
     int *superblock_errors;    /* owned; one a candidate */
     struct io_pool superblock_ios;
     uint64_t events;

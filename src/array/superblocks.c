@@ -11,8 +11,9 @@
  * fall two behind in the next update and be left out as stale. B3. A failure costs two updates: the
  * failed member, whose own superblock is not touched, is then out of the window in which a member
  * one behind is accepted. So does a start without a member. B4. A superblock larger than a sector
- * may tear, so it is written to half of the members, and to the others when that is durable: one
- * half is whole at any time.
+ * may tear, and is none then, if more than its first sector changes (the table of roles does when a
+ * member is lost whose number is 128 or more). Then one is written after the other, so that a crash
+ * costs one member at most.
  */
 #include "array/internal.h"
 
@@ -102,21 +103,19 @@ update_failed(struct io_group *group, const struct io *io)
     update->errors[io->tag] = io->result;
 }
 
-/* Writes the superblocks of every other of those that are written, from half on (2: of all), and
- * waits. */
+/* Writes the superblocks of candidates first ... end - 1, of those that are written, and waits. */
 static task_fn void
-superblocks_write_half(struct array *array, int *errors, unsigned half)
+superblocks_write_range(struct array *array, int *errors, unsigned first, unsigned end)
 {
     struct update update = {.errors = errors};
-    unsigned written = 0;
 
     io_group_init(&update.ios, array->loop);
     update.ios.failed = update_failed;
-    for (unsigned c = 0; c < array->candidates_count; ++c) {
+    for (unsigned c = first; c < end; ++c) {
         const struct candidate *candidate = &array->candidates[c];
         struct io *io;
 
-        if (!candidate_written(array, c) || (half < 2 && written++ % 2 != half))
+        if (!candidate_written(array, c))
             continue;
         io = io_take(&array->superblock_ios);
         io->op = IO_WRITE;
@@ -154,27 +153,39 @@ superblocks_judge(struct array *array, const int *errors)
     return any;
 }
 
+/* Encodes a superblock into its page; true if it differs from what was there (so: from what the
+ * device has) beyond the first block that a device writes as a whole. */
+static bool
+superblock_renew(struct array *array, unsigned c, uint64_t resync_from)
+{
+    const size_t whole = array->candidates[c].device->logical_block_bytes;
+    struct superblock *sb = &array->candidates[c].superblock;
+    uint8_t *page = array->superblock_pages + (size_t)c * SUPERBLOCK_BYTES;
+    uint8_t *before = array->superblock_pages + (size_t)array->candidates_count * SUPERBLOCK_BYTES;
+    size_t used;
+
+    memcpy(before, page, SUPERBLOCK_BYTES);
+    superblock_fill(array, sb, resync_from);
+    used = superblock_encode(sb, page);
+    return used > whole && memcmp(page + whole, before + whole, used - whole) != 0;
+}
+
 /* Encodes and writes all superblocks with array->events. */
 static task_fn bool
 superblocks_write(struct array *array, uint64_t resync_from)
 {
     int *const errors = array->superblock_errors;
-    bool torn = false;
+    bool may_tear = false;
 
     memset(errors, 0, array->candidates_count * sizeof *errors);
-    for (unsigned c = 0; c < array->candidates_count; ++c) {
-        struct superblock *sb = &array->candidates[c].superblock;
-        uint8_t *page = array->superblock_pages + (size_t)c * SUPERBLOCK_BYTES;
-
-        if (!candidate_written(array, c))
-            continue;
-        superblock_fill(array, sb, resync_from);
-        torn =
-            torn || superblock_encode(sb, page) > array->candidates[c].device->logical_block_bytes;
-    }
-    superblocks_write_half(array, errors, torn ? 0 : 2);
-    if (torn)
-        superblocks_write_half(array, errors, 1);
+    for (unsigned c = 0; c < array->candidates_count; ++c)
+        if (candidate_written(array, c) && superblock_renew(array, c, resync_from))
+            may_tear = true;
+    if (may_tear)
+        for (unsigned c = 0; c < array->candidates_count; ++c)
+            superblocks_write_range(array, errors, c, c + 1); /* B4 */
+    else
+        superblocks_write_range(array, errors, 0, array->candidates_count);
     return !superblocks_judge(array, errors);
 }
 
