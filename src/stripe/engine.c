@@ -34,6 +34,16 @@ engine_degraded(const struct engine *engine)
     return degraded;
 }
 
+unsigned
+engine_missing(const struct engine *engine)
+{
+    unsigned missing = 0;
+
+    for (unsigned m = 0; m < engine->members_count; ++m)
+        missing += engine->members[m].state == MEMBER_MISSING;
+    return missing;
+}
+
 uint64_t
 engine_group_bytes(const struct engine *engine)
 {
@@ -191,27 +201,25 @@ workers_wake(struct turn_hook *hook)
 
 /* --- Flush --------------------------------------------------------------------------------- */
 
-struct flush {
-    struct io_group ios; /* first: the callback finds us by it */
-    int *errors;         /* by member */
-};
-
+/* At once, not when the slowest flush is done: what is read of the member from now on may be older
+ * than what it had acknowledged (D3). */
 static void
 flush_failed(struct io_group *group, const struct io *io)
 {
-    struct flush *flush = container_of(group, struct flush, ios);
+    struct engine *engine = group->owner;
 
-    flush->errors[io->member] = io->result;
+    if (engine->members[io->member].state != MEMBER_MISSING)
+        engine->config.member_failed(engine->config.owner, io->member, io->result, "flush");
 }
 
 task_fn void
 engine_flush_members(struct engine *engine)
 {
-    int errors[MEMBERS_MAX] = {0};
-    struct flush flush = {.errors = errors};
+    struct io_group ios;
 
-    io_group_init(&flush.ios, engine->loop);
-    flush.ios.failed = flush_failed;
+    io_group_init(&ios, engine->loop);
+    ios.failed = flush_failed;
+    ios.owner = engine;
     for (unsigned m = 0; m < engine->members_count; ++m) {
         struct io *io;
 
@@ -222,12 +230,9 @@ engine_flush_members(struct engine *engine)
         /* It may have failed while we waited. */
         io->op = IO_FLUSH;
         io->member = m;
-        io_submit(io, engine->members[m].device, &flush.ios);
+        io_submit(io, engine->members[m].device, &ios);
     }
-    (void)io_wait(&flush.ios); /* judged by member */
-    for (unsigned m = 0; m < engine->members_count; ++m)
-        if (errors[m] != 0 && engine->members[m].state != MEMBER_MISSING)
-            engine->config.member_failed(engine->config.owner, m, errors[m], "flush");
+    (void)io_wait(&ios); /* told by member */
 }
 
 task_fn int

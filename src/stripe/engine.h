@@ -79,7 +79,8 @@ struct engine_config {
     bool readonly; /* nothing is ever written, not even to mend a block */
     void *owner;
     /* A write or flush to the member failed, or what was read could not be mended: the owner sets
-     * its state to MISSING at once and begins to record it. Called in a task; must not suspend. */
+     * its state to MISSING at once and begins to record it. Called in a task or, for a flush, by
+     * the loop; must not suspend. */
     void (*member_failed)(void *owner, unsigned member, int error, const char *operation);
     /* Suspends until every failure told so far is durable in the superblocks (at once if none is
      * under way). */

@@ -159,6 +159,9 @@ bool member_gone(const struct member *member, uint64_t offset, uint64_t length);
 /* Members that cannot be read as a whole: missing or rebuilding. */
 unsigned engine_degraded(const struct engine *engine);
 
+/* Members that are missing. */
+unsigned engine_missing(const struct engine *engine);
+
 /* Queues a piece at its group; waits for a free group. */
 task_fn void engine_queue(struct engine *engine, struct piece *piece, uint64_t member_offset);
 

@@ -201,7 +201,7 @@ read_direct(struct engine *engine, uint8_t *memory, uint64_t offset, uint64_t le
 task_fn int
 engine_read(struct engine *engine, void *memory, uint64_t offset, uint64_t length)
 {
-    const unsigned degraded = engine_degraded(engine);
+    const unsigned missing = engine_missing(engine);
     struct place place;
     int result;
 
@@ -216,7 +216,7 @@ engine_read(struct engine *engine, void *memory, uint64_t offset, uint64_t lengt
     /* Under the groups' locks what is unreadable is reconstructed and mended. The same where a
      * member failed meanwhile: what was read of it may be older than what it had acknowledged (D3).
      */
-    if (result < 0 || engine_degraded(engine) > degraded)
+    if (result < 0 || engine_missing(engine) > missing)
         result = read_through_groups(engine, memory, offset, length);
     return result;
 }
