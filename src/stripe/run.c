@@ -864,8 +864,26 @@ write_zeros_instead(struct run *run)
     (void)io_wait(&run->ios); /* errors are kept by member */
 }
 
+/* With this stripe's parity in doubt: is a data block of it in the bad block log, or gone with
+ * nobody to say that parity has to be believed? The write makes parity good, but nobody remembers
+ * that. */
+static bool
+data_lost_in_doubt(const struct run *run, uint64_t bit)
+{
+    const struct row_shape *shape = plan_shape(&run->plan, (unsigned)__builtin_ctzll(bit));
+
+    for (unsigned i = 0; i < shape->data_count; ++i) {
+        const unsigned m = shape->data[i];
+        const uint64_t believed = run->gone[m] & run->plan.parity_believed;
+
+        if (run->unreadable[m] & ~run->errors[m] & ~believed & bit)
+            return true;
+    }
+    return false;
+}
+
 /* Stripes of which a block would be written that nobody could read again: it is gone or stands in
- * the bad block log, and so do more of its stripe than parity covers. */
+ * the bad block log, and so do more of its stripe than parity covers, or parity is in doubt. */
 static uint64_t
 unreadable_afterwards(const struct run *run)
 {
@@ -880,7 +898,8 @@ unreadable_afterwards(const struct run *run)
 
         for (unsigned m = 0; m < n; ++m)
             lost += (run->unreadable[m] & ~run->errors[m] & bit) != 0;
-        if (lost > run->engine->geometry->parities)
+        if (lost > run->engine->geometry->parities ||
+            ((run->plan.parity_known & bit) == 0 && data_lost_in_doubt(run, bit)))
             hopeless |= bit;
     }
     return hopeless;
