@@ -21,8 +21,8 @@
  *               was there before.
  *   bad blocks  A 4 KiB block can be unreadable until it is written (latent), or be unreadable
  *               and refuse writes (lasting).
- *   punching    A disk that promised to punch can say EOPNOTSUPP, or fail and leave each sector old or
- *               zero.
+ *   punching    A disk that promised to punch can say EOPNOTSUPP, or fail and leave each sector
+ *               old or zero.
  *   death       From some operation on a disk answers everything with EIO, also what is in flight.
  *               What it held by then is still there after a restart, should it come back.
  *
