@@ -1185,6 +1185,39 @@ member_lost_in_resync_keeps_what_was_written_since(void **state)
     }
 }
 
+/* --- A device that was struck off --------------------------------------------------------------
+ */
+
+static void
+write_and_stop(struct scenario *s)
+{
+    for (uint64_t b = 0; b < s->blocks; b += 2)
+        assert_int_equal(put(s, b, (uint8_t)(pattern(b) + 9)), 0);
+    stop(s);
+}
+
+/* It may be all that is left of something: whoever wants it as a spare says so. */
+static void
+struck_off_device_is_not_written(void **state)
+{
+    struct scenario *const s = *state;
+
+    for (int level = 5; level <= 6; ++level)
+        for (unsigned device = 0; device < (unsigned)level; ++device) {
+            make(s, level, (unsigned)level, ROWS);
+            s->offered &= ~(1u << device);
+            play_well(s, write_and_stop);
+            restart(s);
+            scenario_save(s);
+            s->offered |= 1u << device;
+            play_well(s, write_and_stop);
+            restart(s);
+            assert_memory_equal(s->cluster.disks[device].stable,
+                                s->saved + (size_t)device * DISK_BYTES, DISK_BYTES);
+            play_well(s, look_all);
+        }
+}
+
 #define STATE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 /* With an argument only the tests whose names match it. */
@@ -1208,6 +1241,7 @@ main(int argc, char **argv)
         STATE(flush_of_a_rebuilding_member_that_drops_costs_no_data),
         STATE(failed_punch_writes_zeros_and_fails_nobody),
         STATE(member_lost_in_resync_keeps_what_was_written_since),
+        STATE(struck_off_device_is_not_written),
     };
 
     if (argc > 1)

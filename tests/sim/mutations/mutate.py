@@ -7,7 +7,8 @@
 A mutation replaces exact pieces of source text in copies of a few files. The copies are compiled
 and linked in front of the libraries of the build, so that they take the place of the originals.
 The test passes when the simulator fails with a message of the right kind within the given number
-of histories. A piece of text that is not found exactly once is an error: the engine has changed,
+of histories, or one test of test_sim_states.c does where a mutation names that instead of a mode.
+A piece of text that is not found exactly once is an error: the engine has changed,
 and the mutation has to be brought up to date.
 """
 
@@ -20,6 +21,8 @@ import tempfile
 WRONG_DATA = r"FAIL: (wrong data|after a crash .* has )"
 WRONG_PARITY = r"FAIL: .*parity .*(not agree|does not)|FAIL: .* does not agree"
 EITHER = f"({WRONG_DATA}|{WRONG_PARITY})"
+STATE = "state "  # in front of the test's name
+FAILED_TEST = r"test_sim_states\.c:\d+: error|holds 0x"
 
 # name: (the rule it breaks, mode, histories, expected message, {file: [(old, new), ...]})
 MUTATIONS = {
@@ -105,6 +108,37 @@ MUTATIONS = {
             ("        run->errors[m] &= ~run->write[m]; /* the write mends it: with what is new */\n",
              ""),
         ]}),
+    "stale_read_of_failed_member": (
+        "D3: what was read of a member that failed meanwhile is read again",
+        STATE + "flush_that_drops_the_cache_costs_one_member_and_no_data", 1, FAILED_TEST,
+        {"stripe/run.c": [
+            ("if (run->plan.want[m] != 0 && run->engine->members[m].state == MEMBER_MISSING)",
+             "if (false)"),
+        ], "stripe/request.c": [
+            ("if (result < 0 || engine_missing(engine) > missing)", "if (result < 0)"),
+        ]}),
+    "struck_off_written_as_spare": (
+        "devices struck off are never written as spares",
+        STATE + "struck_off_device_is_not_written", 1, FAILED_TEST,
+        {"array/superblocks.c": [
+            ("return array->fates[candidate] == FATE_SPARE;",
+             "return array->fates[candidate] == FATE_SPARE ||\n"
+             "           array->fates[candidate] == FATE_STALE;"),
+        ]}),
+    "uneven_superblocks_not_levelled": (
+        "B2: superblocks that are one apart are levelled before the next update",
+        STATE + "superblocks_one_apart_never_get_two_apart", 1, FAILED_TEST,
+        {"array/superblocks.c": [("if (array->uneven) {", "if (false) {")]}),
+    "logged_block_written_in_doubt": (
+        "nothing is acknowledged that could not be read again",
+        STATE + "unsynced_array_acknowledges_nothing_that_nobody_could_read", 1, FAILED_TEST,
+        {"stripe/run.c": [
+            ("((run->plan.parity_known & bit) == 0 && data_lost_in_doubt(run, bit)))", "false)"),
+        ]}),
+    "stale_bitmap_believed": (
+        "a bitmap that superblocks were updated without says nothing",
+        STATE + "bitmap_limits_the_resync", 1, FAILED_TEST,
+        {"format/bitmap.c": [(" || header->events < sb->events;", ";")]}),
 }
 
 
@@ -125,7 +159,9 @@ def main():
     rule, mode, histories, expected, files = MUTATIONS[name]
     print(f"{name}: breaks '{rule}'")
     with tempfile.TemporaryDirectory(prefix="stripelog-mutation-") as place:
-        sources = [f"{source}/tests/sim/sim.c"]
+        in_state = mode.startswith(STATE)
+        main_file = "test_sim_states.c" if in_state else "sim.c"
+        sources = [f"{source}/tests/sim/{main_file}"]
         for path, replacements in files.items():
             with open(f"{source}/src/{path}", encoding="utf-8") as original:
                 text = mutated(original.read(), replacements, path)
@@ -137,14 +173,17 @@ def main():
         includes = [f"-I{source}/include", f"-I{source}/src", f"-I{source}/tests/sim"]
         subprocess.run(
             [*compiler.split(), "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-w", *includes, "-o", program,
-             *sources, "-Wl,--start-group", *libraries, "-Wl,--end-group"],
-            check=True, cwd=build)
-        run = subprocess.run([program, "--mode", mode, "--histories", str(histories)],
-                             capture_output=True, text=True, check=False)
+             *sources, "-Wl,--start-group", *libraries, "-Wl,--end-group"]
+            + ["-lcmocka"] * in_state, check=True, cwd=build)
+        command = [program, mode.removeprefix(STATE)]
+        if not in_state:
+            command = [program, "--mode", mode, "--histories", str(histories)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False,
+                             env={**os.environ, "CMOCKA_TEST_ABORT": "1"})
     output = run.stdout + run.stderr
     print("\n".join(output.splitlines()[-6:]))
     if run.returncode == 0:
-        print(f"NOT CAUGHT in {histories} histories")
+        print(f"NOT CAUGHT by {' '.join(command[1:])}")
         return 1
     if not re.search(expected, output):
         print(f"caught, but not by what was expected: {expected}")
