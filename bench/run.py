@@ -427,7 +427,7 @@ class Bench:
                 for op, block, depth, connections in (
                         ("randwrite", 4 * KIB, 128, 4), ("randread", 4 * KIB, 32, 32),
                         ("write", ROW, 16, 4), ("randwrite", 20 * KIB, 64, 8),
-                        ("read", 16 * MIB, 16, 8), ("randwrite", 8 * MIB, 4, 4)):
+                        ("read", min(32 * MIB, memory // 4), 16, 8), ("randwrite", 8 * MIB, 4, 4)):
                     self.load(server, op, block, depth, connections, seconds=1)
                 peak = server.peak_bytes()
             self.rows.append({
