@@ -786,7 +786,7 @@ crash_while_bitmap_is_dropped_leaves_nothing_unsynced(void **state)
         assert_true(parity_is_good(s, 8));
         cluster_load(&s->cluster);
         scenario_save(s);
-        cut_everywhere(s, write_beside_resync, marked_rows_get_good, 1);
+        cut_everywhere(s, write_beside_resync, marked_rows_get_good, 2);
     }
 }
 
@@ -940,7 +940,7 @@ superblocks_one_apart_never_get_two_apart(void **state)
             }
             superblocks_put(s);
             scenario_save(s);
-            cut_everywhere(s, write_idle_write, superblocks_are_close, 3);
+            cut_everywhere(s, write_idle_write, superblocks_are_close, 7);
         }
 }
 
