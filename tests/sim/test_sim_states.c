@@ -15,6 +15,7 @@
 #include "array/create.h"
 #include "format/bitmap.h"
 #include "sim_disk.h"
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -1244,6 +1245,9 @@ main(int argc, char **argv)
         STATE(struck_off_device_is_not_written),
     };
 
+    /* Arrays come and go by the thousand: freed memory stays mapped. */
+    (void)mallopt(M_MMAP_THRESHOLD, 1 << 30); /* slower without, no more */
+    (void)mallopt(M_TRIM_THRESHOLD, 1 << 30);
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
