@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #define ARENA_BYTES  (96 * MIB)
 #define INFLIGHT_MAX 4096u
@@ -44,6 +45,16 @@ memory_or_die(void *memory)
     return memory;
 }
 
+/* Large and mostly never touched: not from malloc, which may fill what it gives. */
+static void *
+map_or_die(size_t bytes)
+{
+    void *const memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return memory_or_die(memory == MAP_FAILED ? NULL : memory);
+}
+
 void
 cluster_create(struct sim_cluster *cluster)
 {
@@ -56,10 +67,10 @@ cluster_create(struct sim_cluster *cluster)
     if (loop_create_on(&config, &sim_loop_backend, &cluster->sim, &cluster->loop, &error) < 0)
         sim_fail("no loop: %s", error.text);
     for (unsigned d = 0; d < SIM_DISKS_MAX; ++d) {
-        cluster->disks[d].live = memory_or_die(aligned_alloc(BLOCK_BYTES, SIM_DISK_BYTES));
-        cluster->disks[d].stable = memory_or_die(aligned_alloc(BLOCK_BYTES, SIM_DISK_BYTES));
+        cluster->disks[d].live = map_or_die(SIM_DISK_BYTES);
+        cluster->disks[d].stable = map_or_die(SIM_DISK_BYTES);
     }
-    cluster->arena = memory_or_die(aligned_alloc(BLOCK_BYTES, ARENA_BYTES));
+    cluster->arena = map_or_die(ARENA_BYTES);
     cluster->io_all = memory_or_die(calloc(INFLIGHT_MAX, sizeof *cluster->io_all));
     for (unsigned i = 0; i < INFLIGHT_MAX; ++i) {
         cluster->io_all[i].next = cluster->io_free;
@@ -73,10 +84,10 @@ cluster_destroy(struct sim_cluster *cluster)
     loop_destroy(cluster->loop);
     sim_loop_fini(&cluster->sim);
     for (unsigned d = 0; d < SIM_DISKS_MAX; ++d) {
-        free(cluster->disks[d].live);
-        free(cluster->disks[d].stable);
+        (void)munmap(cluster->disks[d].live, SIM_DISK_BYTES);   /* it was mapped */
+        (void)munmap(cluster->disks[d].stable, SIM_DISK_BYTES); /* it was mapped */
     }
-    free(cluster->arena);
+    (void)munmap(cluster->arena, ARENA_BYTES); /* it was mapped */
     free(cluster->io_all);
     free(cluster->writes);
 }
@@ -587,7 +598,7 @@ undo_remember(struct sim_image *image, const struct sim_disk *disk, const struct
         image->undo = memory_or_die(realloc(image->undo, image->capacity * sizeof *image->undo));
     }
     if (image->memory == NULL)
-        image->memory = memory_or_die(malloc(UNDO_BYTES));
+        image->memory = map_or_die(UNDO_BYTES);
     if (image->used + write->length > UNDO_BYTES)
         sim_fail("more writes are open than the simulator can take back");
     undo = &image->undo[image->count++];
@@ -701,5 +712,6 @@ void
 image_fini(struct sim_image *image)
 {
     free(image->undo);
-    free(image->memory);
+    if (image->memory != NULL)
+        (void)munmap(image->memory, UNDO_BYTES); /* it was mapped */
 }
