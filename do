@@ -54,11 +54,8 @@ usage_error()
 packages_missing()
 {
     for package in "$@"; do
-        status=$(dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null || true)
-        case $status in
-        *installed*) ;;
-        *) printf '%s ' "$package" ;;
-        esac
+        # A line for each architecture. A package that was never installed may be known too: "not-installed".
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || printf '%s ' "$package"
     done
 }
 
