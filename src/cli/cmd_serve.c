@@ -294,6 +294,19 @@ probe_and_check_journal(struct serve *serve)
     return r;
 }
 
+/* A start writes to members; a place that cannot be had must be noticed before. */
+static int
+check_places(struct serve *serve)
+{
+    int r = 0;
+
+    if (serve->pidfile)
+        r = pidfile_check(serve->pidfile, &serve->error);
+    if (r == 0 && serve->socket)
+        r = nbd_listen_unix_check(serve->socket, &serve->error);
+    return r;
+}
+
 static task_fn void
 start_array(void *arg)
 {
@@ -308,8 +321,8 @@ start_array(void *arg)
         .owner = serve,
     };
 
-    serve->result = 0;
-    if (serve->readonly)
+    serve->result = check_places(serve);
+    if (serve->result == 0 && serve->readonly)
         serve->result = probe_and_check_journal(serve);
     if (serve->result == 0) {
         serve->error = (struct error){0};

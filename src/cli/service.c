@@ -17,19 +17,67 @@
 
 /* ---- Pidfile ---- */
 
-/* Somebody may have named a file that is dear to them. */
-static bool
-may_be_replaced(const char *path)
+/* The process a pidfile names; 0: it names none; -ENOENT; -EEXIST: this is something else, which
+ * may be dear to somebody. */
+static int
+pidfile_read(const char *path)
 {
     char text[33] = "";
-    FILE *file = fopen(path, "re");
+    struct stat status;
+    FILE *file;
     size_t length;
 
+    if (lstat(path, &status) < 0)
+        return errno == ENOENT ? -ENOENT : -EEXIST;
+    if (!S_ISREG(status.st_mode))
+        return -EEXIST;
+    file = fopen(path, "re");
     if (!file)
-        return errno == ENOENT;
+        return errno == ENOENT ? -ENOENT : -EEXIST;
     length = fread(text, 1, sizeof text - 1, file);
     (void)fclose(file); /* nothing was written */
-    return length < sizeof text - 1 && strspn(text, "0123456789\n") == length;
+    if (length == sizeof text - 1 || strspn(text, "0123456789\n") != length)
+        return -EEXIST;
+    return (int)min_u64(strtoull(text, NULL, 10), INT_MAX);
+}
+
+static void
+command_name(int pid, char *name, int bytes)
+{
+    char path[32];
+    FILE *file;
+
+    name[0] = '\0';
+    (void)snprintf(path, sizeof path, "/proc/%d/comm", pid);
+    file = fopen(path, "re");
+    if (!file)
+        return;
+    if (!fgets(name, bytes, file))
+        name[0] = '\0';
+    (void)fclose(file); /* nothing was written */
+}
+
+/* Numbers are used again: only a process of our own name holds its pidfile. */
+static bool
+is_one_of_us(int pid)
+{
+    char ours[32], other[32];
+
+    command_name((int)getpid(), ours, sizeof ours);
+    command_name(pid, other, sizeof other);
+    return ours[0] != '\0' && strcmp(ours, other) == 0;
+}
+
+int
+pidfile_check(const char *path, struct error *error)
+{
+    const int pid = pidfile_read(path);
+
+    if (pid == -EEXIST)
+        return error_set(error, -EEXIST, "%s: exists, and is no pidfile", path);
+    if (pid > 0 && pid != (int)getpid() && is_one_of_us(pid))
+        return error_set(error, -EBUSY, "%s: the pidfile of process %d, which runs", path, pid);
+    return 0;
 }
 
 int
@@ -38,12 +86,14 @@ pidfile_write(const char *path, struct error *error)
     char temporary[PATH_MAX];
     FILE *file;
     bool failed;
+    int r;
 
     if ((size_t)snprintf(temporary, sizeof temporary, "%s.%d", path, (int)getpid()) >=
         sizeof temporary)
         return error_set(error, -ENAMETOOLONG, "%s: %s", path, strerror(ENAMETOOLONG));
-    if (!may_be_replaced(path))
-        return error_set(error, -EEXIST, "%s: exists, and is no pidfile", path);
+    r = pidfile_check(path, error);
+    if (r < 0)
+        return r;
     file = fopen(temporary, "we");
     if (!file)
         return error_set(error, -errno, "%s: cannot be made: %s", temporary, strerror(errno));
@@ -61,7 +111,8 @@ pidfile_write(const char *path, struct error *error)
 void
 pidfile_remove(const char *path)
 {
-    (void)unlink(path); /* somebody may have done so before */
+    if (pidfile_read(path) == (int)getpid())
+        (void)unlink(path); /* somebody may have done so before */
 }
 
 /* ---- The service manager ---- */

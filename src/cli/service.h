@@ -11,7 +11,11 @@
 #include <sys/types.h>
 
 /* Our number, at once or not at all: who reads the file never finds half of it. */
+/* Whether pidfile_write could take this path: -EEXIST, it is something else than a pidfile; -EBUSY,
+ * that of a server that runs. */
+int pidfile_check(const char *path, struct error *error) must_check;
 int pidfile_write(const char *path, struct error *error) must_check;
+/* Only if it is still ours. */
 void pidfile_remove(const char *path);
 
 /* "READY=1" and the like to the service manager that $NOTIFY_SOCKET names, if there is one. */

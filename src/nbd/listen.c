@@ -102,46 +102,58 @@ unix_probe(const struct sockaddr_un *address)
     return result;
 }
 
-/* Makes way: removes a socket file that nobody listens on. */
 static int
-unix_clear(const char *path, const struct sockaddr_un *address, struct error *error)
+unix_address(const char *path, struct sockaddr_un *address, struct error *error)
 {
-    struct stat status;
-    int result;
+    *address = (struct sockaddr_un){.sun_family = AF_UNIX};
+    if (strlen(path) >= UNIX_PATH_BYTES)
+        return error_set(error, -ENAMETOOLONG, "%s: a socket's path has at most %zu characters",
+                         path, UNIX_PATH_BYTES - 1);
+    if (path[0] == '\0')
+        return error_set(error, -EINVAL, "a socket needs a path");
+    memcpy(address->sun_path, path, strlen(path));
+    return 0;
+}
 
+int
+nbd_listen_unix_check(const char *path, struct error *error)
+{
+    struct sockaddr_un address;
+    struct stat status;
+    int result = unix_address(path, &address, error);
+
+    if (result < 0)
+        return result;
     if (lstat(path, &status) < 0)
         return errno == ENOENT ? 0 : error_set(error, -errno, "%s: %s", path, strerror(errno));
     if (!S_ISSOCK(status.st_mode))
         return error_set(error, -EEXIST, "%s: there is something else than a socket here", path);
-    result = unix_probe(address);
+    result = unix_probe(&address);
     if (result == -EADDRINUSE)
         return error_set(error, result, "%s: another server listens on this socket", path);
     if (result < 0)
         return error_set(error, result, "%s: cannot tell whether a server listens here: %s", path,
                          strerror(-result));
-    if (unlink(path) < 0 && errno != ENOENT)
-        return error_set(error, -errno, "%s: cannot remove the old socket: %s", path,
-                         strerror(errno));
     return 0;
 }
 
 int
 nbd_listen_unix(const char *path, struct nbd_listener *out, struct error *error)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct sockaddr_un address;
     struct stat status;
     int result;
 
     *out = (struct nbd_listener){.fd = -1};
-    if (strlen(path) >= UNIX_PATH_BYTES)
-        return error_set(error, -ENAMETOOLONG, "%s: a socket's path has at most %zu characters",
-                         path, UNIX_PATH_BYTES - 1);
-    if (path[0] == '\0')
-        return error_set(error, -EINVAL, "a socket needs a path");
-    memcpy(address.sun_path, path, strlen(path));
-    result = unix_clear(path, &address, error);
+    result = unix_address(path, &address, error);
+    if (result == 0)
+        result = nbd_listen_unix_check(path, error);
     if (result < 0)
         return result;
+    /* Makes way: what is there is a socket file that nobody listens on. */
+    if (unlink(path) < 0 && errno != ENOENT)
+        return error_set(error, -errno, "%s: cannot remove the old socket: %s", path,
+                         strerror(errno));
 
     out->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     /* The mode is set before the file exists: bind takes it over from the descriptor. */

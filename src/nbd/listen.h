@@ -27,6 +27,9 @@ struct nbd_listener {
  */
 int nbd_listen_unix(const char *path, struct nbd_listener *out, struct error *error) must_check;
 
+/* Whether nbd_listen_unix could take this path now; changes nothing. Errors as there. */
+int nbd_listen_unix_check(const char *path, struct error *error) must_check;
+
 /*
  * [HOST:]PORT: host is 127.0.0.1 unless given, an IPv6 address stands in brackets, port 0 is any.
  * -EINVAL: not of this form; -ENOENT: no such host.

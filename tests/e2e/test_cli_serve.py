@@ -99,6 +99,34 @@ def a_file_that_is_no_pidfile_is_not_replaced(work):
     expect(ended.returncode == 0 and ended.stdout.splitlines()[1] != "12345", f"{ended.returncode} {ended.stderr}")
 
 
+def what_is_no_regular_file_is_not_replaced_by_the_pidfile(work):
+    paths = array_new(work)
+    for name in ("fifo", "link"):
+        path = os.path.join(work, name)
+        if name == "fifo":
+            os.mkfifo(path)
+        else:
+            os.symlink("elsewhere", path)
+        ended = stripelog("serve", "--run=true", f"--pidfile={path}", *paths)
+        expect(ended.returncode == 1 and "no pidfile" in ended.stderr, f"{ended.returncode} {ended.stderr}")
+        expect(os.path.lexists(path) and not os.path.isfile(path), f"{name} is gone")
+
+
+def a_start_beside_a_running_server_takes_nothing_from_it(work):
+    first = array_new(work)
+    other = images_make(work, 3, 16 * MIB, "other")
+    create(other)
+    place, pidfile = os.path.join(work, "a.sock"), os.path.join(work, "pid")
+    before = digests(other)
+    with Server(first, f"--pidfile={pidfile}", f"--socket={place}") as server:
+        for arguments in ((f"--pidfile={pidfile}", f"--socket={work}/b.sock"), (f"--socket={place}",)):
+            ended = stripelog("serve", *arguments, *other)
+            expect(ended.returncode == 1 and not ended.stdout, f"{ended.returncode} {ended.stderr}")
+            expect(digests(other) == before, "members were written before the place was looked at")
+        with open(pidfile, encoding="ascii") as text:
+            expect(int(text.read()) == server.process.pid, "another's pidfile")
+
+
 def options_that_exclude_each_other_are_refused(work):
     paths = array_new(work)
     for arguments in (("--socket=x", "--listen=0"), ("--force=",), ("--force=dirty-degraded,",),
@@ -228,7 +256,8 @@ if __name__ == "__main__":
          nothing_listens_when_the_start_is_refused, messages_begin_with_the_program_and_end_with_the_cause,
          a_place_that_cannot_be_listened_on_is_an_error_and_the_array_stays_clean,
          the_pidfile_goes_when_the_server_stops,
-         a_file_that_is_no_pidfile_is_not_replaced, options_that_exclude_each_other_are_refused,
+         a_file_that_is_no_pidfile_is_not_replaced, what_is_no_regular_file_is_not_replaced_by_the_pidfile,
+         a_start_beside_a_running_server_takes_nothing_from_it, options_that_exclude_each_other_are_refused,
          an_abstract_notify_socket_works, a_signal_during_run_ends_the_command_too,
          a_command_that_ignores_the_signal_is_killed, the_command_sees_uri_and_socket_and_ordinary_signals,
          events_are_json_lines_when_asked_for, a_degraded_start_says_so_once, the_least_memory_is_enough)
