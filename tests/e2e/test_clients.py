@@ -11,7 +11,8 @@ from harness import (MIB, Server, create, digest, expect, expect_content, images
 
 
 def run(*command, timeout=120, stdin=None):
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, input=stdin)
+    ended = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
+                           input=stdin)
     expect(ended.returncode == 0, f"{' '.join(command)}: {ended.returncode}\n{ended.stdout}{ended.stderr}")
     return ended.stdout
 
