@@ -30,10 +30,13 @@ def image_new(work, size, name="image"):
     return path
 
 
+# --no-content: for that nbdinfo runs file(1), and says what is no text where there is none.
+
+
 def nbdinfo_sees_the_export(work):
     need_program("nbdinfo")
     with Server(array_new(work)) as server:
-        said = json.loads(run("nbdinfo", "--json", server.uri))["exports"]
+        said = json.loads(run("nbdinfo", "--json", "--no-content", server.uri))["exports"]
         expect(len(said) == 1, f"{len(said)} exports")
         export = said[0]
         for key in ("can_flush", "can_fua", "can_trim", "can_zero", "can_multi_conn"):
@@ -43,7 +46,7 @@ def nbdinfo_sees_the_export(work):
         expect(export["block_size_minimum"] == 1, "minimum block size")
         expect(export["block_size_maximum"] == 32 * MIB, "maximum block size")
         expect("base:allocation" in export.get("contexts", []), "no base:allocation")
-        listed = json.loads(run("nbdinfo", "--list", "--json", server.uri))["exports"]
+        listed = json.loads(run("nbdinfo", "--list", "--json", "--no-content", server.uri))["exports"]
         expect([e["export-name"] for e in listed] == [""], f"listed: {listed}")
         run("nbdinfo", "--map", server.uri)
 
@@ -53,7 +56,7 @@ def nbdinfo_finds_the_export_by_the_arrays_name(work):
     paths = array_new(work)
     with Server(paths) as server:
         named = server.uri.replace("nbd+unix:///", "nbd+unix:///clients", 1)
-        run("nbdinfo", named)
+        run("nbdinfo", "--no-content", named)
         other = subprocess.run(["nbdinfo", server.uri.replace("nbd+unix:///", "nbd+unix:///nobody", 1)],
                                capture_output=True, check=False)
         expect(other.returncode != 0, "an export that does not exist was found")
