@@ -28,7 +28,7 @@ results=$logs/results # one line a result: status, name, remark; tab-separated
 packages_build='gcc libc6-dev meson ninja-build pkgconf libisal-dev liburing-dev libboost-context-dev libjansson-dev libblkid-dev uuid-dev'
 packages_test='libcmocka-dev libnbd-bin python3-libnbd python3 qemu-utils fio e2fsprogs fuse3 mount mdadm xz-utils'
 packages_check='clang clang-format-14 valgrind shellcheck mandoc binutils'
-packages_kernel='qemu-system-x86 mdadm busybox-static cpio zstd xz-utils'
+packages_kernel='qemu-system-x86 mdadm busybox-static'
 packages_bench='nbdkit gnuplot-nox python3 mount'
 
 # --- words and packages ---
