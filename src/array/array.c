@@ -16,13 +16,6 @@
 #define RESYNC_PROGRESS_NS UINT64_C(1000000000)
 #define SUPERBLOCK_IOS     32u
 
-static void
-array_tell_v(struct array *array, struct array_event *event, const char *format, va_list args)
-{
-    (void)vsnprintf(event->text, sizeof event->text, format, args); /* cut off is fine */
-    array->config.event(array->config.owner, event);
-}
-
 void
 array_tell(struct array *array, enum array_event_kind kind, unsigned member, const char *format,
            ...)
@@ -33,8 +26,9 @@ array_tell(struct array *array, enum array_event_kind kind, unsigned member, con
     if (array->config.event == NULL)
         return;
     va_start(args, format);
-    array_tell_v(array, &event, format, args);
+    (void)vsnprintf(event.text, sizeof event.text, format, args); /* cut off is fine */
     va_end(args);
+    array->config.event(array->config.owner, &event);
 }
 
 /* --- What the engine tells ------------------------------------------------------------------- */
@@ -203,10 +197,10 @@ resync_checkpoint(void *owner)
 
     if (array->activity != ACTIVITY_CLEAN || array->failed)
         return;
-    array->activity =
-        ACTIVITY_STOPPING; /* writes wait: what is recorded must stay true meanwhile */
-    ignored(superblocks_update(array,
-                               unsynced_first(&array->unsynced))); /* nothing is lost without it */
+    /* Writes wait: what is recorded must stay true meanwhile. */
+    array->activity = ACTIVITY_STOPPING;
+    /* Nothing is lost without it. */
+    ignored(superblocks_update(array, unsynced_first(&array->unsynced)));
     activity_set(array, ACTIVITY_CLEAN);
 }
 
@@ -354,11 +348,6 @@ array_assemble(struct array *array, struct error *error)
     for (unsigned w = 0; result == 0 && w < array->assembly.warning_count; ++w)
         array_tell(array, ARRAY_WARNING, NO_MEMBER, "%s", array->assembly.warnings[w].text);
     free(reasons);
-    if (result == 0 && array->assembly.journal_expected && !config->readonly)
-        return error_set(
-            error, -ENOTSUP,
-            "the array has a journal, and writing to arrays with a journal is not supported "
-            "yet: use --readonly");
     return result;
 }
 
@@ -602,12 +591,11 @@ array_status(const struct array *array, struct array_status *status)
         .active = array->activity != ACTIVITY_CLEAN,
         .failed = array->failed,
         .resyncing = array->resync_alive,
+        .degraded = array_degraded(array),
         .resync_done_bytes = min_u64(array->unsynced.from, array->assembly.geometry.member_bytes),
         .resync_total_bytes = array->assembly.geometry.member_bytes,
         .reads_corrected = array->reads_corrected,
         .members_failed = array->failures,
         .superblock_updates = array->updates,
     };
-    for (unsigned m = 0; m < array->assembly.members; ++m)
-        status->degraded += array->members[m].state != MEMBER_IN_SYNC;
 }

@@ -1,18 +1,28 @@
 /*
  * array.h: a running array.
  *
- *            array_start                 first write            200 ms without a write, array_stop
- *   members ------------> CLEAN (idle) ------------> ACTIVE ------------------------------> CLEAN
- *                           ^ |  dirty at start: ACTIVE with a resync until parity is good     |
- *                           +-+----------------------------------------------------------------+
+ *               array_start           first write, superblocks "active"
+ *   members ----------------> CLEAN -----------------------------------> ACTIVE
+ *                             ^   |                                        |
+ *                             |   +-- array_stop                           |
+ *                             +--------------------------------------------+
+ *                               200 ms without a write, or array_stop: flush, superblocks "clean"
+ *
+ * An array that was found dirty starts in CLEAN as well (its superblocks go on saying what they
+ * said) with a resync in the background; what is recorded as good is then how far that has come.
  *
  * An array belongs to one loop. It owns its devices from a successful array_start on. Requests are
  * tasks; any number may be in flight.
  *
  * R1. No data block goes out before the superblocks that say "active" are durable on all working
- * members. R2. A write that a failing member missed is acknowledged only when the superblocks that
- * say so are durable. R3. "Clean" is written only after all members were flushed after the last
- * write. R4. A readonly array never writes anything anywhere.
+ *     members.
+ *
+ * R2. A write that a failing member missed is acknowledged only when the superblocks that say so
+ *     are durable.
+ *
+ * R3. "Clean" is written only after all members were flushed after the last write.
+ *
+ * R4. A readonly array never writes anything anywhere.
  */
 #ifndef STRIPELOG_ARRAY_H
 #define STRIPELOG_ARRAY_H

@@ -5,26 +5,25 @@
  * durable.
  *
  * B1. The flush separates what the members hold from what the superblocks say of it: without it a
- * superblock could call parity good that is still in a cache and then lost. B2. Updates go to all
- * working members before the next begins, so that a crash leaves them at most one apart. If they
- * are apart at the start (a crash cut an update short) they are levelled first, else a member could
- * fall two behind in the next update and be left out as stale. B3. A failure costs two updates: the
- * failed member, whose own superblock is not touched, is then out of the window in which a member
- * one behind is accepted. So does a start without a member. B4. A superblock larger than a sector
- * may tear, and is none then, if more than its first sector changes (the table of roles does when a
- * member is lost whose number is 128 or more). Then one is written after the other, so that a crash
- * costs one member at most.
+ *     superblock could call parity good that is still in a cache and then lost.
+ *
+ * B2. Updates go to all working members before the next begins, so that a crash leaves them at most
+ *     one apart. If they are apart at the start (a crash cut an update short) they are levelled
+ *     first, else a member could fall two behind in the next update and be left out as stale.
+ *
+ * B3. A failure costs two updates: the failed member, whose own superblock is not touched, is then
+ *     out of the window in which a member one behind is accepted. So does a start without a member.
+ *
+ * B4. A superblock larger than a sector may tear, and is none then, if more than its first sector
+ *     changes (the table of roles does when a member is lost whose number is 128 or more). Then one
+ *     is written after the other, so that a crash costs one member at most.
  */
 #include "array/internal.h"
 
 unsigned
 array_degraded(const struct array *array)
 {
-    unsigned degraded = 0;
-
-    for (unsigned m = 0; m < array->assembly.members; ++m)
-        degraded += array->members[m].state != MEMBER_IN_SYNC;
-    return degraded;
+    return members_degraded(array->members, array->assembly.members);
 }
 
 bool

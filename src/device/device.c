@@ -2,8 +2,10 @@
  * device.c: what all devices share: the pool of operations, groups, and single operations.
  *
  * D4. An io belongs to its taker until io_submit, to the device until io_complete, and is then
- *     free: whoever waits learns of it through the group only. D5. A freed io goes to the first
- *     who waits for one; `granted` counts those that are woken and have not picked it up yet.
+ *     free: whoever waits learns of it through the group only.
+ *
+ * D5. A freed io goes to the first who waits for one; `granted` counts those that are woken and
+ * have not picked it up yet.
  */
 #include "device/device.h"
 #include <stdlib.h>

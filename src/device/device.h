@@ -6,9 +6,13 @@
  * vector is a multiple of 4 KiB.
  *
  * D1. A write is durable only when it carried `fua`, or when a flush submitted after its completion
- * has completed without error, or when the device has no volatile cache. D2. Completions come in
- * any order. io->result is 0 or a negative errno; there are no short transfers. D3. A failed flush
- * says that anything not flushed before may be lost; it is never retried into success.
+ *     has completed without error, or when the device has no volatile cache.
+ *
+ * D2. Completions come in any order. io->result is 0 or a negative errno; there are no short
+ *     transfers.
+ *
+ * D3. A failed flush says that anything not flushed before may be lost; it is never retried into
+ *     success.
  */
 #ifndef STRIPELOG_DEVICE_H
 #define STRIPELOG_DEVICE_H

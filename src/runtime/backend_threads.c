@@ -89,27 +89,6 @@ list_append(struct io_list *list, struct io_list *from)
     *from = (struct io_list){0};
 }
 
-static uint64_t
-clock_read(clockid_t clock)
-{
-    struct timespec now;
-
-    (void)clock_gettime(clock, &now); /* cannot fail for these clocks */
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static uint64_t
-threads_now_ns(void *self)
-{
-    return clock_read(CLOCK_MONOTONIC);
-}
-
-static uint64_t
-threads_wall_us(void *self)
-{
-    return clock_read(CLOCK_REALTIME) / 1000;
-}
-
 static void
 threads_interrupt(void *self)
 {
@@ -373,7 +352,7 @@ threads_submit(void *self, struct loop_io *io)
 static int
 timeout_ms(uint64_t deadline_ns)
 {
-    const uint64_t now_ns = threads_now_ns(NULL);
+    const uint64_t now_ns = backend_now_ns(NULL);
     uint64_t ms;
 
     if (deadline_ns == UINT64_MAX)
@@ -469,8 +448,8 @@ static const struct loop_backend threads_backend = {
     .name = "threads",
     .submit = threads_submit,
     .wait = threads_wait,
-    .now_ns = threads_now_ns,
-    .wall_us = threads_wall_us,
+    .now_ns = backend_now_ns,
+    .wall_us = backend_wall_us,
     .interrupt = threads_interrupt,
     .destroy = threads_destroy,
 };

@@ -41,27 +41,6 @@ struct uring {
     bool valgrind;
 };
 
-static uint64_t
-clock_read(clockid_t clock)
-{
-    struct timespec now;
-
-    (void)clock_gettime(clock, &now); /* cannot fail for these clocks */
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static uint64_t
-uring_now_ns(void *self)
-{
-    return clock_read(CLOCK_MONOTONIC);
-}
-
-static uint64_t
-uring_wall_us(void *self)
-{
-    return clock_read(CLOCK_REALTIME) / 1000;
-}
-
 /* --- Handing over --------------------------------------------------------------------------- */
 
 static bool
@@ -283,7 +262,7 @@ enter(struct uring *uring, uint64_t deadline_ns)
 
     if (deadline_ns == UINT64_MAX)
         return enter_and_wait(uring, NULL);
-    now_ns = deadline_ns > 0 ? uring_now_ns(uring) : 0;
+    now_ns = deadline_ns > 0 ? backend_now_ns(uring) : 0;
     if (deadline_ns <= now_ns)
         return io_uring_submit_and_get_events(&uring->ring);
     timeout.tv_sec = (long long)((deadline_ns - now_ns) / 1000000000u);
@@ -370,8 +349,8 @@ static const struct loop_backend uring_backend = {
     .name = "io_uring",
     .submit = uring_submit,
     .wait = uring_wait,
-    .now_ns = uring_now_ns,
-    .wall_us = uring_wall_us,
+    .now_ns = backend_now_ns,
+    .wall_us = backend_wall_us,
     .interrupt = uring_interrupt,
     .destroy = uring_destroy,
 };

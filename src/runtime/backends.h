@@ -10,4 +10,8 @@ int backend_uring_create(const struct loop_backend **backend, void **self,
 int backend_threads_create(const struct loop_backend **backend, void **self,
                            struct error *error) must_check;
 
+/* now_ns and wall_us of both: the system's clocks. */
+uint64_t backend_now_ns(void *self);
+uint64_t backend_wall_us(void *self);
+
 #endif

@@ -27,11 +27,7 @@ member_readable(const struct member *member, uint64_t offset, uint64_t length)
 unsigned
 engine_degraded(const struct engine *engine)
 {
-    unsigned degraded = 0;
-
-    for (unsigned m = 0; m < engine->members_count; ++m)
-        degraded += engine->members[m].state != MEMBER_IN_SYNC;
-    return degraded;
+    return members_degraded(engine->members, engine->members_count);
 }
 
 unsigned

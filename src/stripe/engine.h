@@ -7,19 +7,27 @@
  * their group; at the end of the loop's turn a worker takes the group with all its pieces, so that
  * requests for the same or neighbouring stripes become one run of long I/Os.
  *
- *   piece --> group queue --> worker: lock group, take all pieces
- *                               reads:  reconstruct, answer
- *                               writes: plan -> read -> parity -> write all members -> failures
- * recorded -> answer unlock; again if pieces came meanwhile
+ *   piece --> group queue --> worker: take the group with all its pieces
+ *                               reads:   reconstruct
+ *                               changes: plan -> read -> parity -> write -> record failures
+ *                               resync:  read all, compare, write what differs
+ *                             answer the pieces; again if others came meanwhile
  *
  * Healthy reads do not queue: they go straight from the member into the caller's memory.
  *
  * E1. At most one worker has a group; only it reads for parity, or writes, in the group.
+ *
  * E2. A delta (read-modify-write) is used only where parity is known good; elsewhere parity is made
- * from all data. E3. A worker takes its scratch pages before it locks; with the lock it waits only
- * for devices. E4. A block that could not be read is reconstructed, written back and read again
- * before it is trusted. E5. A write is answered when data and parity are on every working member,
- * and every failure on the way is recorded.
+ *     from all data.
+ *
+ * E3. A worker takes all scratch memory of a phase at once, holding none, before the phase's first
+ *     I/O. Who holds some waits only for devices and for superblocks, so waiting for it ends.
+ *
+ * E4. A block that could not be read is reconstructed, written back and read again before it is
+ *     trusted.
+ *
+ * E5. A write is answered when data and parity are on every working member, and every failure on
+ *     the way is recorded.
  */
 #ifndef STRIPELOG_ENGINE_H
 #define STRIPELOG_ENGINE_H
@@ -44,6 +52,17 @@ struct member {
 };
 
 #define UNSYNCED_HOLES_MAX 64u
+
+/* Members that cannot be read as a whole: missing, or not rebuilt yet. */
+static inline unsigned
+members_degraded(const struct member *members, unsigned count)
+{
+    unsigned degraded = 0;
+
+    for (unsigned m = 0; m < count; ++m)
+        degraded += members[m].state != MEMBER_IN_SYNC;
+    return degraded;
+}
 
 /* Regions where parity is not known good: from `from` on, and (with bits) only where the region's
  * bit is set. */

@@ -11,10 +11,13 @@
  * parity). A block that is needed and cannot be read is reconstructed from the rest of its stripe.
  *
  * P1. Read-modify-write only where parity is known good, and only if nothing it needs is
- * unreadable. P2. Nothing is reconstructed from parity that is not known good; where it has to be
- * believed (a start by force), only what is gone: other members still have what they had
- * where they cannot be read, and garbage must not be put in its place. P3. A stripe that
- * cannot be done is in `failed` and in no other mask of the result.
+ *     unreadable.
+ *
+ * P2. Nothing is reconstructed from parity that is not known good. Where it has to be believed (a
+ *     start by force, or a member lost before the resync is done), only what is gone: other members
+ *     still have what they had where they cannot be read, and garbage must not be put in its place.
+ *
+ * P3. A stripe that cannot be done is in `failed` and in no other mask of the result.
  */
 #ifndef STRIPELOG_PLAN_H
 #define STRIPELOG_PLAN_H

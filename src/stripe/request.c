@@ -8,10 +8,10 @@
 
 /* --- Pieces -------------------------------------------------------------------------------- */
 
-/* The pieces of one request that are queued, in a ring: a slot is free again when its piece is
- * answered, which is known only for all together, so a full window is waited out. */
 static_assert(ENGINE_RESYNC_GROUPS_MAX <= REQUEST_PIECES_MAX, "one window holds a resync step");
 
+/* The pieces of one request that are queued. That they are answered is known only for all together,
+ * so a full window is waited out. */
 struct window {
     struct engine *engine;
     struct request request;

@@ -286,8 +286,8 @@ run_io_failed(struct io_group *group, const struct io *io)
         else
             run->errors[io->member] |= stripes;
     } else if (io->op == IO_PUNCH) {
-        run->punch_refused =
-            true; /* zeros are written then, and only a failed write is a failure */
+        /* Zeros are written then, and only a failed write is a failure. */
+        run->punch_refused = true;
     } else {
         run->member_error[io->member] = io->result;
     }
