@@ -22,12 +22,22 @@
  *
  * R3. "Clean" is written only after all members were flushed after the last write.
  *
- * R4. A readonly array never writes anything anywhere.
+ * R4. A readonly array never writes anything anywhere. With a journal it shows what a recovery
+ * would leave (overlay.h); without the journal it expects, what the members hold, with a warning.
+ *
+ * R5. With a journal the superblocks say of parity what is known without the log: "clean" also
+ *     while writes are under way. There are no active/clean updates; events never count down, and
+ *     each start adds 2.
+ *
+ * R6. When the journal fails, nothing more is written for clients: first superblocks that doubt all
+ *     parity (resync_offset 0, the journal still listed) if the log holds anything unfinished; then
+ *     what was acknowledged is finished and flushed; then superblocks without the journal.
  */
 #ifndef STRIPELOG_ARRAY_H
 #define STRIPELOG_ARRAY_H
 
 #include "array/assemble.h"
+#include "recovery/recovery.h"
 #include "runtime/pages.h"
 
 struct array;
@@ -39,14 +49,18 @@ enum array_event_kind {
     ARRAY_RESYNC_PROGRESS, /* at most one a second */
     ARRAY_RESYNC_DONE,
     ARRAY_RESYNC_STOPPED, /* a member failed or the array is stopping; goes on at the next start */
-    ARRAY_FAILED,         /* more members lost than parity covers: read-only, EIO where needed */
+    ARRAY_RECOVERY_PROGRESS, /* of the journal's log; at most one a second */
+    ARRAY_RECOVERY_DONE,     /* text says what was found: clean, or N data-only, M data-parity */
+    ARRAY_JOURNAL_FAILED,    /* no more writes; what was acknowledged is on the members */
+    ARRAY_FAILED,            /* more members lost than parity covers: read-only, EIO where needed */
     ARRAY_WARNING,
 };
 
 struct array_event {
     enum array_event_kind kind;
     unsigned member;                  /* where it concerns one */
-    uint64_t done_bytes, total_bytes; /* resync: member bytes */
+    enum recovery_phase phase;        /* RECOVERY_PROGRESS */
+    uint64_t done_bytes, total_bytes; /* resync: member bytes; recovery: see recovery.h */
     uint64_t rate_bytes_per_s;
     uint64_t remaining_ms; /* UINT64_MAX while unknown */
     char text[480];
@@ -111,6 +125,12 @@ struct array_status {
     uint64_t resync_done_bytes, resync_total_bytes;
     uint64_t reads_corrected, members_failed;
     uint64_t superblock_updates;
+    bool journaled;      /* a journal is in use */
+    bool journal_failed; /* and failed: R6 */
+    struct journal_status journal;
+    bool recovered; /* a log was scanned at start: */
+    struct journal_scan log;
+    struct recovery_counts recovery;
 };
 void array_status(const struct array *array, struct array_status *status);
 

@@ -60,6 +60,7 @@ enum assemble_force {
     FORCE_STALE_MEMBER = 2,
     FORCE_DROP_JOURNAL = 4,
     FORCE_NEW_JOURNAL = 8,
+    FORCE_TRUNCATE_JOURNAL = 16, /* an unreadable block is the log's end */
 };
 
 struct assemble_options {

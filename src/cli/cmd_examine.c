@@ -6,7 +6,7 @@
  * claim, so this works beside a running server: what it shows is then a moment's picture.
  */
 #include "array/assemble.h"
-#include "array/journal_scan.h"
+#include "journal/scan.h"
 #include "cli/cli.h"
 #include "cli/size.h"
 
@@ -83,7 +83,9 @@ examine_one(struct examine *examine, unsigned i)
         superblock_role(sb) != SUPERBLOCK_ROLE_JOURNAL)
         return;
     finding->scanned = true;
-    finding->scan_result = journal_scan(finding->device, sb, &finding->scan, &finding->scan_error);
+    finding->scan_result =
+        journal_scan(&(struct journal_scan_config){.device = finding->device, .journal = sb},
+                     &finding->scan, &finding->scan_error);
 }
 
 static task_fn void
@@ -163,6 +165,10 @@ journal_end_text(enum journal_end end)
     switch (end) {
     case JOURNAL_END_NO_ENTRY:
         return "no further entry";
+    case JOURNAL_END_OLD_ENTRY:
+        return "an entry of an older log";
+    case JOURNAL_END_UNREADABLE:
+        return "an unreadable block";
     case JOURNAL_END_TORN:
         return "an entry that is not whole";
     case JOURNAL_END_RING:

@@ -11,7 +11,7 @@
  * for the command of --run, and wake it.
  */
 #include "array/array.h"
-#include "array/journal_scan.h"
+#include "journal/scan.h"
 #include "cli/cli.h"
 #include "cli/export_array.h"
 #include "cli/progress.h"
@@ -254,8 +254,12 @@ check_journal(struct serve *serve, const struct candidate *candidates)
         r = 0;
         goto out;
     }
-    r = journal_scan(serve->devices[assembly->journal_candidate],
-                     &candidates[assembly->journal_candidate].superblock, &scan, &serve->error);
+    r = journal_scan(
+        &(struct journal_scan_config){
+            .device = serve->devices[assembly->journal_candidate],
+            .journal = &candidates[assembly->journal_candidate].superblock,
+        },
+        &scan, &serve->error);
     if (r == 0 && scan.data_blocks > 0)
         r = error_set(&serve->error, -ENOTSUP,
                       "Linux can recover it\n"

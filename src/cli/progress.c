@@ -34,12 +34,38 @@ event_name(enum array_event_kind kind)
         return "resync-done";
     case ARRAY_RESYNC_STOPPED:
         return "resync-stopped";
+    case ARRAY_RECOVERY_PROGRESS:
+        return "recovery-progress";
+    case ARRAY_RECOVERY_DONE:
+        return "recovery-done";
+    case ARRAY_JOURNAL_FAILED:
+        return "journal-failed";
     case ARRAY_FAILED:
         return "array-failed";
     case ARRAY_WARNING:
         return "warning";
     }
     return "unknown";
+}
+
+static const char *
+phase_name(enum recovery_phase phase)
+{
+    switch (phase) {
+    case RECOVERY_SCANNING:
+        return "scan";
+    case RECOVERY_REPLAYING:
+        return "replay";
+    case RECOVERY_WRITING_OUT:
+        return "write-out";
+    }
+    return "";
+}
+
+static bool
+event_is_progress(const struct array_event *event)
+{
+    return event->kind == ARRAY_RESYNC_PROGRESS || event->kind == ARRAY_RECOVERY_PROGRESS;
 }
 
 static void
@@ -50,7 +76,9 @@ print_json(const struct array_event *event)
 
     if (json && (event->kind == ARRAY_MEMBER_FAILED || event->kind == ARRAY_READ_CORRECTED))
         json_object_set_new(json, "member", json_integer(event->member));
-    if (json && event->kind == ARRAY_RESYNC_PROGRESS) {
+    if (json && event->kind == ARRAY_RECOVERY_PROGRESS)
+        json_object_set_new(json, "phase", json_string(phase_name(event->phase)));
+    if (json && event_is_progress(event)) {
         json_object_set_new(json, "done_bytes", json_integer((json_int_t)event->done_bytes));
         json_object_set_new(json, "total_bytes", json_integer((json_int_t)event->total_bytes));
         json_object_set_new(json, "rate_bytes_per_s",
@@ -91,9 +119,10 @@ bar_draw(struct progress *progress, const struct array_event *event)
         (void)snprintf(left, sizeof left, ", %" PRIu64 ":%02u:%02u left", s / 3600,
                        (unsigned)(s / 60 % 60), (unsigned)(s % 60));
     }
-    length = snprintf(text, sizeof text, "resync [%.*s%*s] %.1f %% at %s/s%s", (int)cells,
-                      "##############################", (int)(BAR_CELLS - cells), "", part * 100,
-                      rate, left);
+    length = snprintf(text, sizeof text, "%s [%.*s%*s] %.1f %% at %s/s%s",
+                      event->kind == ARRAY_RESYNC_PROGRESS ? "resync" : phase_name(event->phase),
+                      (int)cells, "##############################", (int)(BAR_CELLS - cells), "",
+                      part * 100, rate, left);
     bar_clear(progress);
     (void)dprintf(STDERR_FILENO, "\r%s", text); /* as above */
     progress->drawn = (unsigned)length;
@@ -106,7 +135,7 @@ progress_event(struct progress *progress, const struct array_event *event)
         print_json(event);
         return;
     }
-    if (event->kind == ARRAY_RESYNC_PROGRESS) {
+    if (event_is_progress(event)) {
         if (progress->terminal)
             bar_draw(progress, event);
         return;

@@ -28,6 +28,24 @@
  *
  * E5. A write is answered when data and parity are on every working member, and every failure on
  *     the way is recorded.
+ *
+ * With a journal (write-through) a change is logged between parity and the members:
+ *
+ *     changes: plan -> read -> parity -> log, wait until durable -> write -> record failures
+ *
+ * E6. P (and Q) are always computed and logged, and data is logged for members that are missing
+ *     too. Nothing of a stripe goes to a member before its step is durable in the log, and nothing
+ *     at all if the log fails.
+ *
+ * E7. All pieces that a worker takes for one stripe are one step of the log, and no piece of that
+ *     stripe is taken until it is finished.
+ *
+ * E8. Nothing is punched: replay would bring back what a live entry holds. Zeros are logged; TRIM
+ *     does nothing.
+ *
+ * E9. Space in the log is reserved before the group's stripes are read; what waits for it holds no
+ *     scratch memory and no log space. Those who hold log space wait only for devices and
+ *     superblocks, so space comes back.
  */
 #ifndef STRIPELOG_ENGINE_H
 #define STRIPELOG_ENGINE_H
@@ -87,6 +105,7 @@ unsynced_first(const struct unsynced *unsynced)
 }
 
 struct engine;
+struct journal;
 
 struct engine_config {
     struct loop *loop;
@@ -127,6 +146,24 @@ task_fn int engine_flush(struct engine *engine) must_check;
 
 /* The flush alone: failures are told but not waited for. For the owner, while it records. */
 task_fn void engine_flush_members(struct engine *engine);
+
+/* From now on changes are logged there (borrowed until engine_destroy). No change may be under way.
+ */
+void engine_set_journal(struct engine *engine, struct journal *journal);
+
+/* A block of an open cycle: its data is in the log, and not on its member. */
+struct engine_block {
+    uint64_t array_offset;
+    const void *memory; /* 4096 bytes, 4 KiB-aligned */
+};
+
+/*
+ * Write-out of blocks that the log already holds: parity is made, logged without the data, and both
+ * go to the members (J3, E6). Sorted by member offset; all blocks that a stripe has in its open
+ * cycle must come in one call. -EIO: some stripe could not be written out; it stays in the log.
+ */
+task_fn int engine_write_out(struct engine *engine, const struct engine_block *blocks,
+                             unsigned count) must_check;
 
 /* Groups that one engine_resync takes at most. */
 #define ENGINE_RESYNC_GROUPS_MAX 16u

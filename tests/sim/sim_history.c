@@ -727,6 +727,9 @@ on_event(void *owner, const struct array_event *event)
         break;
     case ARRAY_RESYNC_PROGRESS:
     case ARRAY_RESYNC_STOPPED:
+    case ARRAY_RECOVERY_PROGRESS:
+    case ARRAY_RECOVERY_DONE:
+    case ARRAY_JOURNAL_FAILED:
     case ARRAY_FAILED:
     case ARRAY_WARNING:
         break;

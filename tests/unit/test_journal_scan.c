@@ -6,7 +6,7 @@
  * Journals that the kernel left are in the DIRECTORY, each with what is known of its log beside it.
  * The others are written here, entry by entry, and then damaged. The device is memory.
  */
-#include "array/journal_scan.h"
+#include "journal/scan.h"
 #include "format/journal_entry.h"
 #include "memory_device.h"
 
@@ -126,7 +126,9 @@ scan_task(void *arg)
 {
     struct world *w = arg;
 
-    w->result = journal_scan(&w->memory.device, &w->superblock, &w->scan, &w->error);
+    w->result = journal_scan(
+        &(struct journal_scan_config){.device = &w->memory.device, .journal = &w->superblock},
+        &w->scan, &w->error);
 }
 
 static void
@@ -363,7 +365,7 @@ an_entry_of_an_older_log_ends_the_log(void **state)
         append(w, 1, 1);
         w->seq += (uint64_t)jumps[i];
         append(w, 3, 0);
-        expect_log(w, 1, JOURNAL_END_NO_ENTRY);
+        expect_log(w, 1, JOURNAL_END_OLD_ENTRY);
         assert_int_equal(w->scan.data_blocks, 1);
         world_free(w);
     }
@@ -462,7 +464,7 @@ nonsense_of_an_older_log_ends_the_log(void **state)
     position = append(w, 2, 1);
     store_le32(at(w, position) + 36, 99);
     mend_checksum(w, position);
-    expect_log(w, 1, JOURNAL_END_NO_ENTRY);
+    expect_log(w, 1, JOURNAL_END_OLD_ENTRY);
     world_free(w);
 }
 

@@ -1,0 +1,172 @@
+/*
+ * journal.h: the log of a running array: appending, group commit, checkpoints.
+ *
+ *        tail            first unfinished           durable      head
+ *          |                    |                      |           |
+ *   ring --+--[ finished ]------+--[ being written to ]+--[ I/O ]--+------ free ------
+ *                                    the members
+ *
+ * Who writes stripes first reserves blocks of the log (in order, waiting for space), appends the
+ * new content of its stripes, waits until that is durable, writes to the members, and says that it
+ * has finished. Many appends share an entry: it stays open until the end of the loop's turn.
+ *
+ *   entry:  OPEN -> SUBMITTED -> COMPLETE -> DURABLE -> (all its appends finished) -> FINISHED
+ *
+ * J1. Appends become durable strictly in the order of entries: one that completes early waits for
+ *     all before it, since a torn predecessor would end the log in front of it.
+ *
+ * J2. With a volatile cache on the journal, an entry is durable only after a flush that began after
+ *     it (and all before it) had completed. One flush serves all entries complete by then.
+ *
+ * J3. All that a stripe adds in one step stands in one entry: its DATA, then its PARITY.
+ *
+ * J4. The tail names a complete, durable entry. It moves from A to B only when (in this order) all
+ *     appends in [A, B) are finished, all members have been flushed by a flush that began after
+ *     that, and the superblock with the tail B is durable. Only then is [A, B) free (and discarded,
+ *     where the device likes that).
+ *
+ * J5. One block always stays free, for an empty entry at the head.
+ *
+ * J6. A failed write or flush is the end of the journal: nothing that was not durable by then ever
+ *     becomes so, every waiter gets -EIO, and nothing is tried again.
+ *
+ * J7. Pages that were appended must not change until the append is durable.
+ *
+ * See the journal specification, sections 2, 3, 4, 7.
+ */
+#ifndef STRIPELOG_JOURNAL_H
+#define STRIPELOG_JOURNAL_H
+
+#include "base/error.h"
+#include "device/device.h"
+#include "format/journal_entry.h"
+
+struct journal;
+
+struct journal_config {
+    struct loop *loop;
+    struct device *device; /* borrowed */
+    uint64_t data_offset;  /* bytes; where the ring begins on the device */
+    struct journal_geometry geometry;
+    unsigned members; /* raid_disks: at most 203 */
+
+    /* Where it begins: a valid durable entry at the tail; everything in [tail, head) counts as
+     * finished unless held (journal_hold). */
+    uint64_t tail, head; /* positions, bytes */
+    uint64_t seq;        /* of the next entry */
+
+    uint64_t checkpoint_bytes; /* checkpoint when this much can be reclaimed; 0: min(ring / 4, 10
+                                  GiB) */
+    uint64_t checkpoint_ns;    /* and at the latest this long after something could; 0: 30 s */
+    bool discard;              /* punch what was freed (block devices only) */
+
+    void *owner;
+    /* All of the next three are called by the journal's own task. */
+    /* A flush of all working members that begins now; failures of members are recorded. -EIO when
+     * more members are gone than parity covers: then the tail stays. */
+    task_fn int (*flush_members)(void *owner);
+    /* Makes the journal member's superblock with this tail durable (events unchanged). An error is
+     * the journal's failure. */
+    task_fn int (*record_tail)(void *owner, uint64_t tail_bytes);
+    /* The journal has failed: told once; must not suspend. */
+    void (*failed)(void *owner, int error, const char *operation);
+};
+
+/* Starts the journal's tasks (two). -ENOMEM, -EINVAL (a ring of less than members + 4 blocks). */
+int journal_create(const struct journal_config *config, struct journal **out,
+                   struct error *error) must_check;
+/* No append may be under way. Writes nothing: see journal_drain. */
+task_fn void journal_destroy(struct journal *journal);
+
+/* --- Appending ---- */
+
+/* What one append may ask for at most: enough for one stripe, and at most a small part of the ring,
+ * so that several can be under way. */
+uint64_t journal_reserve_max(const struct journal *journal);
+
+/* Blocks that an append of so many stripes with together so many DATA and parity blocks takes at
+ * most, meta blocks included. Exact for one stripe (with data or parity): 1 + blocks. */
+uint64_t journal_need(const struct journal *journal, uint64_t stripes, uint64_t data_blocks,
+                      uint64_t parity_blocks);
+
+/* Takes blocks (at most journal_reserve_max) of the log's free space, waiting in order; somebody
+ * who waits starts a checkpoint. -EIO: the journal failed, or journal_end_waiting was called. */
+task_fn int journal_reserve(struct journal *journal, uint64_t blocks) must_check;
+/* Gives back a reservation that no append took over. */
+void journal_unreserve(struct journal *journal, uint64_t blocks);
+
+struct journal_entry_state; /* of journal.c */
+
+/* One append; caller's memory from begin to finish. */
+struct journal_append {
+    uint64_t reserved;                        /* blocks left of the reservation */
+    struct journal_entry_state *first, *last; /* the entries it stands in */
+    struct task *waiter;
+    int result;
+    struct journal_append *next;
+};
+
+/* A block of data in a step. */
+struct journal_data {
+    uint64_t array_offset; /* bytes */
+    const void *memory;    /* 4096 bytes, 4 KiB-aligned; J7 */
+};
+
+/* What one stripe adds in one step. */
+struct journal_step {
+    uint64_t member_offset; /* of the stripe */
+    unsigned data_count;    /* may be 0 where parity is added */
+    const struct journal_data *data;
+    const void *p, *q; /* 4096 bytes each, or NULL: both for RAID-6, p alone else, or none */
+};
+
+/* Takes over a reservation. */
+void journal_append_begin(struct journal *journal, struct journal_append *append,
+                          uint64_t reserved);
+/* Adds a step to the open entry (checksums are made here). Does not suspend; nothing else may be
+ * done with the append, and no suspend happen, between begin and the last step. -EIO: the journal
+ * has failed (finish is to be called nevertheless). */
+int journal_append_step(struct journal *journal, struct journal_append *append,
+                        const struct journal_step *step) must_check;
+/* Gives back what is left of the reservation and suspends until all of it is durable (J1, J2). 0,
+ * or -EIO: then nothing of it may go to a member, ever. */
+task_fn int journal_append_wait(struct journal *journal, struct journal_append *append) must_check;
+/* Its stripes are on all working members, failures recorded; or it failed. The tail may pass it. An
+ * append whose stripes could not be brought to the members is not finished but kept:
+ * journal_append_abandon. */
+void journal_append_finish(struct journal *journal, struct journal_append *append);
+/* Forgets the append, but the tail never passes its entries in this run: its stripes are replayed
+ * by the next recovery. */
+void journal_append_abandon(struct journal *journal, struct journal_append *append);
+
+/* --- Checkpoints ---- */
+
+/* While held, the tail does not pass this position: that of the tail or of an entry. Moves forward
+ * only. */
+void journal_hold(struct journal *journal, uint64_t position);
+void journal_release(struct journal *journal);
+
+/* Suspends until the tail has passed everything that was appended before this call (which must be
+ * going to be finished). -EIO: it never will. */
+task_fn int journal_checkpoint(struct journal *journal) must_check;
+
+/* For a stop: with everything finished, leaves an empty entry at the head that is the tail. */
+task_fn int journal_drain(struct journal *journal) must_check;
+
+/* Everybody who waits for space, now or later, gets -EIO (the array goes read-only). */
+void journal_end_waiting(struct journal *journal);
+
+bool journal_failed(const struct journal *journal);
+/* Is anything durable in the log that has not been finished? */
+bool journal_unfinished(const struct journal *journal);
+
+struct journal_status {
+    uint64_t ring_bytes, used_bytes;
+    uint64_t tail, head, seq;
+    uint64_t entries, stripes;            /* appended so far */
+    uint64_t logged_bytes, written_bytes; /* payload blocks; with meta blocks */
+    uint64_t flushes, checkpoints, waits; /* waits: reservations that had to wait */
+};
+void journal_status(const struct journal *journal, struct journal_status *status);
+
+#endif

@@ -1,0 +1,1 @@
+#include "recovery/recovery.h"
