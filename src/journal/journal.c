@@ -1,1 +1,936 @@
+/*
+ * journal.c: the log of a running array. See journal.h for what it promises (J1-J7).
+ *
+ * Three tasks share the work, so that no request waits for anything but its own entries:
+ *
+ *   writer      sends entries that are closed to the device
+ *   committer   waits for them in order, flushes, tells who waits that they are durable
+ *   keeper      checkpoints: flush the members, record the tail, free the space
+ *
+ * Entries in memory are those from the first unfinished one on; what lies between the tail and
+ * that one is only a distance. An entry's slot holds its meta block and where its pages are.
+ *
+ *    tail          entries_first        committed                  open
+ *     |  finished       |  being written    |  submitted, closed    |
+ *   --+-----------------+-------------------+-----------------------+------ head
+ */
 #include "journal/journal.h"
+
+#include <stdlib.h>
+
+#define SLOTS              512u
+#define IOS                128u
+#define RESERVE_BLOCKS_MAX 2048u
+#define CHECKPOINT_BYTES   (10 * GIB)
+#define CHECKPOINT_NS      UINT64_C(30000000000)
+
+enum entry_state {
+    ENTRY_OPEN,
+    ENTRY_CLOSED,
+    ENTRY_SUBMITTED,
+    ENTRY_DURABLE,
+};
+
+struct journal_entry_state {
+    enum entry_state state;
+    bool kept;           /* abandoned: the tail does not pass it */
+    bool keepers;        /* the empty entry of a checkpoint, in the slot that is kept for it */
+    unsigned unfinished; /* appends that stand in it and have not finished */
+    uint64_t position, seq;
+    struct journal_writer writer;
+    uint8_t *meta; /* the journal's */
+    const uint8_t *pages[JOURNAL_ENTRY_BLOCKS_MAX];
+    struct io_group ios;
+    struct journal_entry_state *next; /* the following entry; or the free list's */
+};
+
+/* Who waits for space; on its stack. */
+struct space_waiter {
+    struct task *task;
+    uint64_t blocks;
+    bool granted;
+    struct space_waiter *next;
+};
+
+struct journal {
+    struct journal_config config;
+    struct loop *loop;
+    uint64_t ring_blocks;
+    uint64_t entry_blocks_max; /* without the meta block */
+    uint64_t step_bytes_max, step_blocks_max;
+    bool failed, ended, quitting;
+
+    /* The ring. used: from the tail to the head, with what stands in the open entry. */
+    uint64_t tail, head, seq;
+    uint64_t used_blocks, reserved_blocks;
+    uint64_t slots_free; /* not promised to anybody */
+    struct space_waiter *waiters_first, **waiters_last;
+
+    /* Entries, oldest first; all in [entries_first, open]. */
+    struct journal_entry_state *entries_first, *entries_last;
+    struct journal_entry_state *uncommitted; /* the first that is not durable; NULL: none */
+    struct journal_entry_state *unsubmitted; /* the first that was not sent; NULL: none */
+    struct journal_entry_state *open;
+    struct journal_entry_state *slots, *slots_first_free; /* owned array */
+    uint8_t *metas;                                       /* owned */
+    struct journal_append *appends_first, **appends_last; /* that wait, in order */
+    struct turn_hook turn_end;
+    struct io_pool ios;
+
+    /* Checkpoints. The last entry that was finished, whose position the tail may take. */
+    uint64_t finished_position, finished_seq, tail_seq;
+    uint64_t checkpoint_bytes;
+    bool held;
+    uint64_t hold;
+    bool checkpoint_due;
+    unsigned requests; /* tasks in journal_checkpoint */
+    struct timer checkpoint_timer;
+    struct wait_queue checkpoint_done;
+
+    struct task *writer, *committer, *keeper; /* while they wait for work */
+    bool writer_ended;
+    unsigned tasks_alive;
+    struct wait_queue quit_waiters;
+
+    struct journal_status counts;
+};
+
+static uint64_t
+ring_after(const struct journal *journal, uint64_t position, uint64_t blocks)
+{
+    return journal_ring_add(&journal->config.geometry, position, blocks * BLOCK_BYTES);
+}
+
+static uint64_t
+ring_blocks_between(const struct journal *journal, uint64_t from, uint64_t to)
+{
+    return journal_ring_distance(&journal->config.geometry, from, to) / BLOCK_BYTES;
+}
+
+static void
+wake(struct journal *journal, struct task **task)
+{
+    struct task *waiting = *task;
+
+    *task = NULL;
+    if (waiting != NULL)
+        task_wake(journal->loop, waiting);
+}
+
+/* Suspends one of our tasks until it is woken through *place. */
+static task_fn void
+sleep_at(struct journal *journal, struct task **place)
+{
+    *place = task_self(journal->loop);
+    task_suspend(journal->loop);
+}
+
+/* --- Space ----------------------------------------------------------------------------------- */
+
+uint64_t
+journal_reserve_max(const struct journal *journal)
+{
+    return max_u64(journal->step_blocks_max + 1,
+                   min_u64(journal->ring_blocks / 8, RESERVE_BLOCKS_MAX));
+}
+
+uint64_t
+journal_need(const struct journal *journal, uint64_t stripes, uint64_t data_blocks,
+             uint64_t parity_blocks)
+{
+    const uint64_t blocks = data_blocks + parity_blocks;
+    const uint64_t bytes =
+        data_blocks * JOURNAL_DATA_PAYLOAD_BYTES +
+        (parity_blocks > 0
+             ? stripes * journal_parity_payload_bytes(journal->config.geometry.parity_count)
+             : 0);
+    /* A meta block of ours that is followed by another one had no room for a step: it holds at
+     * least so much. What others have put into the entry that is open now only spares us one. */
+    const uint64_t filled_bytes = BLOCK_BYTES - JOURNAL_HEADER_BYTES - journal->step_bytes_max + 1;
+    const uint64_t filled_blocks = journal->entry_blocks_max - journal->step_blocks_max + 1;
+    const uint64_t metas = 1 + bytes / filled_bytes + blocks / filled_blocks;
+
+    return blocks + min_u64(metas, stripes);
+}
+
+/* Entries that an append of so many blocks opens at most: each has a block beside its meta block.
+ * More than these never fit into what may be reserved, see journal_need. */
+static uint64_t
+slots_for(const struct journal *journal, uint64_t blocks)
+{
+    const uint64_t filled_blocks = journal->entry_blocks_max - journal->step_blocks_max + 1;
+    const uint64_t filled_bytes = BLOCK_BYTES - JOURNAL_HEADER_BYTES - journal->step_bytes_max + 1;
+
+    return min_u64(blocks / 2,
+                   1 + blocks * JOURNAL_DATA_PAYLOAD_BYTES / filled_bytes + blocks / filled_blocks);
+}
+
+static bool
+space_there(const struct journal *journal, uint64_t blocks)
+{
+    /* J5: one block is nobody's. */
+    return journal->used_blocks + journal->reserved_blocks + blocks + 1 <= journal->ring_blocks &&
+           slots_for(journal, blocks) <= journal->slots_free;
+}
+
+static void
+space_take(struct journal *journal, uint64_t blocks)
+{
+    journal->reserved_blocks += blocks;
+    journal->slots_free -= slots_for(journal, blocks);
+}
+
+/* Serves who waits, in order. */
+static void
+space_grant(struct journal *journal)
+{
+    while (journal->waiters_first != NULL) {
+        struct space_waiter *waiter = journal->waiters_first;
+        const bool over = journal->failed || journal->ended;
+
+        if (!over && !space_there(journal, waiter->blocks))
+            return;
+        if (!over) {
+            space_take(journal, waiter->blocks);
+            waiter->granted = true;
+        }
+        journal->waiters_first = waiter->next;
+        if (journal->waiters_first == NULL)
+            journal->waiters_last = &journal->waiters_first;
+        task_wake(journal->loop, waiter->task);
+    }
+}
+
+task_fn int
+journal_reserve(struct journal *journal, uint64_t blocks)
+{
+    struct space_waiter waiter = {.blocks = blocks};
+
+    assert(blocks > 0);
+    assert(blocks <= journal_reserve_max(journal));
+    if (journal->failed || journal->ended)
+        return -EIO;
+    if (journal->waiters_first == NULL && space_there(journal, blocks)) {
+        space_take(journal, blocks);
+        return 0;
+    }
+    ++journal->counts.waits;
+    waiter.task = task_self(journal->loop);
+    *journal->waiters_last = &waiter;
+    journal->waiters_last = &waiter.next;
+    wake(journal, &journal->keeper);
+    task_suspend(journal->loop);
+    return waiter.granted ? 0 : -EIO;
+}
+
+void
+journal_unreserve(struct journal *journal, uint64_t blocks)
+{
+    assert(blocks <= journal->reserved_blocks);
+    journal->reserved_blocks -= blocks;
+    journal->slots_free += slots_for(journal, blocks);
+    space_grant(journal);
+}
+
+/* --- Entries --------------------------------------------------------------------------------- */
+
+/* Opens an entry at the head; the slot and the block were reserved. */
+static struct journal_entry_state *
+entry_open(struct journal *journal)
+{
+    struct journal_entry_state *entry = journal->slots_first_free;
+
+    assert(journal->open == NULL);
+    assert(entry != NULL);
+    journal->slots_first_free = entry->next;
+    entry->state = ENTRY_OPEN;
+    entry->kept = entry->keepers = false;
+    entry->unfinished = 0;
+    entry->position = journal->head;
+    entry->seq = journal->seq;
+    entry->next = NULL;
+    journal_writer_init(&entry->writer, entry->meta, entry->seq, entry->position);
+    if (journal->entries_first == NULL)
+        journal->entries_first = entry;
+    else
+        journal->entries_last->next = entry;
+    journal->entries_last = entry;
+    if (journal->uncommitted == NULL)
+        journal->uncommitted = entry;
+    if (journal->unsubmitted == NULL)
+        journal->unsubmitted = entry;
+    ++journal->used_blocks;
+    ++journal->seq;
+    journal->open = entry;
+    return entry;
+}
+
+static void
+entry_close(struct journal *journal)
+{
+    struct journal_entry_state *entry = journal->open;
+    const uint64_t blocks = 1 + (uint64_t)entry->writer.block_count;
+
+    journal_writer_finish(&entry->writer, journal->config.geometry.checksum_seed);
+    entry->state = ENTRY_CLOSED;
+    journal->head = ring_after(journal, journal->head, blocks);
+    journal->open = NULL;
+    ++journal->counts.entries;
+    journal->counts.logged_bytes += (blocks - 1) * BLOCK_BYTES;
+    journal->counts.written_bytes += blocks * BLOCK_BYTES;
+    wake(journal, &journal->writer);
+}
+
+/* The batch of this turn is complete. */
+static void
+turn_ended(struct turn_hook *hook)
+{
+    struct journal *journal = container_of(hook, struct journal, turn_end);
+
+    if (journal->open != NULL)
+        entry_close(journal);
+}
+
+/* Entries at the front that are durable and finished are behind us. */
+static void
+entries_retire(struct journal *journal)
+{
+    for (;;) {
+        struct journal_entry_state *entry = journal->entries_first;
+
+        if (entry == NULL || entry->state != ENTRY_DURABLE || entry->unfinished > 0 || entry->kept)
+            break;
+        journal->finished_position = entry->position;
+        journal->finished_seq = entry->seq;
+        journal->entries_first = entry->next;
+        if (entry->next == NULL)
+            journal->entries_last = NULL;
+        entry->next = journal->slots_first_free;
+        journal->slots_first_free = entry;
+        journal->slots_free += !entry->keepers;
+    }
+    if (journal->finished_position != journal->tail && !journal->checkpoint_timer.armed)
+        timer_arm(journal->loop, &journal->checkpoint_timer, journal->config.checkpoint_ns);
+    if (journal->waiters_first != NULL || journal->requests > 0 ||
+        ring_blocks_between(journal, journal->tail, journal->finished_position) * BLOCK_BYTES >=
+            journal->checkpoint_bytes)
+        wake(journal, &journal->keeper);
+    space_grant(journal); /* slots came free */
+}
+
+/* --- Appending ------------------------------------------------------------------------------- */
+
+void
+journal_append_begin(struct journal *journal, struct journal_append *append, uint64_t reserved)
+{
+    assert(reserved <= journal->reserved_blocks);
+    *append = (struct journal_append){.reserved = reserved, .slots = slots_for(journal, reserved)};
+}
+
+/* The entry for a step: the open one if it has room (J3), else a new one. */
+static struct journal_entry_state *
+entry_for_step(struct journal *journal, struct journal_append *append, uint32_t bytes,
+               uint32_t blocks)
+{
+    struct journal_entry_state *entry = journal->open;
+
+    if (entry != NULL && (journal_writer_room(&entry->writer) < bytes ||
+                          entry->writer.block_count + blocks > journal->entry_blocks_max)) {
+        entry_close(journal);
+        entry = NULL;
+    }
+    if (entry == NULL) {
+        assert(append->slots > 0);
+        assert(append->reserved > blocks);
+        --append->slots;
+        --append->reserved;
+        --journal->reserved_blocks;
+        entry = entry_open(journal);
+        loop_at_turn_end(journal->loop, &journal->turn_end);
+    }
+    if (append->last != entry) {
+        if (append->first == NULL)
+            append->first = entry;
+        append->last = entry;
+        ++entry->unfinished;
+    }
+    return entry;
+}
+
+int
+journal_append_step(struct journal *journal, struct journal_append *append,
+                    const struct journal_step *step)
+{
+    const uint32_t seed = journal->config.geometry.checksum_seed;
+    const unsigned parities = (step->p != NULL) + (step->q != NULL);
+    const uint32_t blocks = step->data_count + parities;
+    const uint32_t bytes = step->data_count * JOURNAL_DATA_PAYLOAD_BYTES +
+                           (parities > 0 ? journal_parity_payload_bytes(parities) : 0);
+    struct journal_entry_state *entry;
+
+    assert(blocks > 0);
+    assert(parities == 0 || parities == journal->config.geometry.parity_count);
+    if (journal->failed)
+        return -EIO;
+    entry = entry_for_step(journal, append, bytes, blocks);
+    assert(append->reserved >= blocks);
+    append->reserved -= blocks;
+    journal->reserved_blocks -= blocks;
+    journal->used_blocks += blocks;
+    ++journal->counts.stripes;
+    for (unsigned i = 0; i < step->data_count; ++i) {
+        const void *memory = step->data[i].memory;
+
+        entry->pages[entry->writer.block_count] = memory;
+        journal_writer_add_data(&entry->writer, step->data[i].array_offset,
+                                journal_checksum(seed, memory, BLOCK_BYTES));
+    }
+    if (parities > 0) {
+        const void *const pages[JOURNAL_PARITY_COUNT_MAX] = {step->p, step->q};
+        uint32_t checksums[JOURNAL_PARITY_COUNT_MAX];
+
+        for (unsigned i = 0; i < parities; ++i) {
+            entry->pages[entry->writer.block_count + i] = pages[i];
+            checksums[i] = journal_checksum(seed, pages[i], BLOCK_BYTES);
+        }
+        journal_writer_add_parity(&entry->writer, step->member_offset, parities, checksums);
+    }
+    return 0;
+}
+
+/* Tells those whose entries are all durable, in order (J1). */
+static void
+appends_tell(struct journal *journal)
+{
+    while (journal->appends_first != NULL) {
+        struct journal_append *append = journal->appends_first;
+        const bool durable = append->last->state == ENTRY_DURABLE;
+
+        if (!durable && !journal->failed)
+            return;
+        append->result = durable ? 0 : -EIO; /* J6 */
+        journal->appends_first = append->next;
+        if (journal->appends_first == NULL)
+            journal->appends_last = &journal->appends_first;
+        task_wake(journal->loop, append->waiter);
+    }
+}
+
+task_fn int
+journal_append_wait(struct journal *journal, struct journal_append *append)
+{
+    journal->reserved_blocks -= append->reserved;
+    journal->slots_free += append->slots;
+    append->reserved = append->slots = 0;
+    space_grant(journal);
+    if (journal->failed)
+        return -EIO;
+    if (append->last == NULL)
+        return 0;
+    append->waiter = task_self(journal->loop);
+    append->next = NULL;
+    *journal->appends_last = append;
+    journal->appends_last = &append->next;
+    task_suspend(journal->loop);
+    return append->result;
+}
+
+void
+journal_append_finish(struct journal *journal, struct journal_append *append)
+{
+    for (struct journal_entry_state *entry = append->first; entry != NULL; entry = entry->next) {
+        assert(entry->unfinished > 0);
+        --entry->unfinished;
+        if (entry == append->last)
+            break;
+    }
+    append->first = append->last = NULL;
+    entries_retire(journal);
+}
+
+void
+journal_append_abandon(struct journal *journal, struct journal_append *append)
+{
+    for (struct journal_entry_state *entry = append->first; entry != NULL; entry = entry->next) {
+        entry->kept = true;
+        if (entry == append->last)
+            break;
+    }
+    append->first = append->last = NULL;
+    wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
+}
+
+/* --- Failure --------------------------------------------------------------------------------- */
+
+static void
+journal_fail(struct journal *journal, int error, const char *operation)
+{
+    if (journal->failed)
+        return;
+    journal->failed = true; /* J6 */
+    timer_cancel(journal->loop, &journal->checkpoint_timer);
+    appends_tell(journal);
+    space_grant(journal);
+    wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
+    journal->config.failed(journal->config.owner, error, operation);
+}
+
+void
+journal_end_waiting(struct journal *journal)
+{
+    journal->ended = true;
+    space_grant(journal);
+    wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
+}
+
+bool
+journal_failed(const struct journal *journal)
+{
+    return journal->failed;
+}
+
+bool
+journal_unfinished(const struct journal *journal)
+{
+    for (const struct journal_entry_state *entry = journal->entries_first;
+         entry != NULL && entry->state == ENTRY_DURABLE; entry = entry->next)
+        if (entry->unfinished > 0 || entry->kept)
+            return true;
+    return journal->held;
+}
+
+/* --- Writer ---------------------------------------------------------------------------------- */
+
+/* The meta block and its pages, in as few I/Os as the vectors and the end of the ring allow. */
+static task_fn void
+entry_submit(struct journal *journal, struct journal_entry_state *entry)
+{
+    uint64_t position = entry->position;
+    struct io *io = NULL;
+
+    io_group_init(&entry->ios, journal->loop);
+    for (uint32_t b = 0; b <= entry->writer.block_count; ++b) {
+        /* Devices do not write to a page that they write from. */
+        void *page = b == 0 ? entry->meta : (void *)(uintptr_t)entry->pages[b - 1];
+
+        if (io != NULL && (position == 0 || !io_add(io, page, BLOCK_BYTES))) {
+            io_submit(io, journal->config.device, &entry->ios);
+            io = NULL;
+        }
+        if (io == NULL) {
+            io = io_take(&journal->ios);
+            io->op = IO_WRITE;
+            io->fua = false;
+            io->offset = journal->config.data_offset + position;
+            if (!io_add(io, page, BLOCK_BYTES))
+                assert(!"a fresh io has room");
+        }
+        position = ring_after(journal, position, 1);
+    }
+    io_submit(io, journal->config.device, &entry->ios);
+}
+
+static void
+task_ended(struct journal *journal)
+{
+    if (--journal->tasks_alive == 0)
+        wait_queue_wake_all(journal->loop, &journal->quit_waiters);
+}
+
+static void
+writer_main(void *arg)
+{
+    struct journal *journal = arg;
+
+    for (;;) {
+        struct journal_entry_state *entry = journal->unsubmitted;
+
+        if (entry == NULL || entry->state != ENTRY_CLOSED || journal->failed) {
+            if (journal->quitting)
+                break;
+            sleep_at(journal, &journal->writer);
+            continue;
+        }
+        entry_submit(journal, entry);
+        entry->state = ENTRY_SUBMITTED;
+        journal->unsubmitted = entry->next;
+        wake(journal, &journal->committer);
+    }
+    journal->writer_ended = true;
+    wake(journal, &journal->committer);
+    task_ended(journal);
+}
+
+/* --- Committer ------------------------------------------------------------------------------- */
+
+/* The last of the entries from `entry` on that are complete without a gap (J1). */
+static struct journal_entry_state *
+complete_until(struct journal_entry_state *entry)
+{
+    while (entry->next != NULL && entry->next->state == ENTRY_SUBMITTED &&
+           entry->next->ios.pending == 0 && entry->next->ios.first_error == 0)
+        entry = entry->next;
+    return entry;
+}
+
+/* Entries from journal->uncommitted to last are complete: makes them durable. */
+static task_fn void
+commit(struct journal *journal, struct journal_entry_state *last)
+{
+    /* J2. Between the entries and the first write to a member: without it a power cut could take
+     * the entry and leave half of a stripe on the members. */
+    if (journal->config.device->volatile_cache) {
+        const int result = device_flush(journal->config.device);
+
+        ++journal->counts.flushes;
+        if (result < 0) {
+            journal_fail(journal, result, "flush"); /* never tried again */
+            return;
+        }
+    }
+    if (journal->failed)
+        return;
+    for (struct journal_entry_state *entry = journal->uncommitted;; entry = entry->next) {
+        entry->state = ENTRY_DURABLE;
+        if (entry == last)
+            break;
+    }
+    journal->uncommitted = last->next;
+    appends_tell(journal);
+    entries_retire(journal);
+    wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
+}
+
+static void
+committer_main(void *arg)
+{
+    struct journal *journal = arg;
+
+    for (;;) {
+        struct journal_entry_state *entry = journal->uncommitted;
+        int result;
+
+        if (entry == NULL || entry->state != ENTRY_SUBMITTED) {
+            if (journal->quitting && journal->writer_ended)
+                break;
+            sleep_at(journal, &journal->committer);
+            continue;
+        }
+        result = io_wait(&entry->ios);
+        if (result < 0)
+            journal_fail(journal, result, "write");
+        if (!journal->failed) {
+            commit(journal, complete_until(entry));
+            continue;
+        }
+        /* Only so that no I/O is left when the journal is destroyed. */
+        journal->uncommitted = entry->next;
+    }
+    task_ended(journal);
+}
+
+/* --- Keeper: checkpoints --------------------------------------------------------------------- */
+
+static void
+checkpoint_timer_fired(struct timer *timer)
+{
+    struct journal *journal = container_of(timer, struct journal, checkpoint_timer);
+
+    journal->checkpoint_due = true;
+    wake(journal, &journal->keeper);
+}
+
+/* An entry that means nothing at the head, durable: then everything before it is behind us. */
+static task_fn void
+write_empty_entry(struct journal *journal)
+{
+    struct journal_entry_state *entry;
+    const uint64_t seq = journal->seq;
+
+    assert(journal->open == NULL);
+    assert(journal->used_blocks < journal->ring_blocks); /* J5 */
+    entry = entry_open(journal);
+    entry->keepers = true;
+    entry_close(journal);
+    while (journal->finished_seq < seq && !journal->failed)
+        wait_queue_wait(journal->loop, &journal->checkpoint_done);
+}
+
+/* The entry that the tail may name now: the first unfinished one, if it is durable, else the last
+ * one that is finished (J4). */
+static uint64_t
+checkpoint_target(const struct journal *journal, uint64_t *seq)
+{
+    const struct journal_entry_state *first = journal->entries_first;
+
+    if (journal->held) {
+        *seq = journal->tail_seq;
+        return journal->hold;
+    }
+    if (first != NULL && first->state == ENTRY_DURABLE) {
+        *seq = first->seq;
+        return first->position;
+    }
+    *seq = journal->finished_seq;
+    return journal->finished_position;
+}
+
+/* With everything finished the tail moves to an entry of its own. */
+static bool
+all_finished(const struct journal *journal)
+{
+    return journal->entries_first == NULL && !journal->held && journal->used_blocks > 1;
+}
+
+static bool
+checkpoint_wanted(const struct journal *journal)
+{
+    uint64_t seq;
+    const uint64_t target = checkpoint_target(journal, &seq);
+
+    if (journal->failed || journal->ended || (target == journal->tail && !all_finished(journal)))
+        return false;
+    return journal->checkpoint_due || journal->requests > 0 || journal->waiters_first != NULL ||
+           ring_blocks_between(journal, journal->tail, target) * BLOCK_BYTES >=
+               journal->checkpoint_bytes;
+}
+
+/* Between the superblock and the next use of the space: a discard that came later would take what
+ * is logged there anew. */
+static task_fn void
+discard(struct journal *journal, uint64_t from, uint64_t to)
+{
+    const uint64_t ring_bytes = journal->ring_blocks * BLOCK_BYTES;
+    const struct {
+        uint64_t from, to;
+    } parts[2] = {{from, to < from ? ring_bytes : to}, {0, to < from ? to : 0}};
+    struct io_group ios;
+
+    io_group_init(&ios, journal->loop);
+    for (unsigned i = 0; i < ARRAY_LEN(parts); ++i) {
+        struct io *io;
+
+        if (parts[i].from >= parts[i].to)
+            continue;
+        io = io_take(&journal->ios);
+        io->op = IO_PUNCH;
+        io->offset = journal->config.data_offset + parts[i].from;
+        io->length = parts[i].to - parts[i].from;
+        io_submit(io, journal->config.device, &ios);
+    }
+    if (io_wait(&ios) < 0)
+        journal->config.discard = false; /* nothing is lost but the device's comfort */
+}
+
+/* J4, in its order. */
+static task_fn void
+checkpoint(struct journal *journal)
+{
+    uint64_t target, seq;
+    int result;
+
+    if (all_finished(journal))
+        write_empty_entry(journal);
+    if (journal->failed)
+        return;
+    target = checkpoint_target(journal, &seq);
+    if (target == journal->tail)
+        return;
+    /* Between the writes to the members and the tail: without it a power cut could take them when
+     * the log has forgotten them. */
+    result = journal->config.flush_members(journal->config.owner);
+    if (result < 0) {
+        journal_end_waiting(journal); /* there will be no space any more */
+        return;
+    }
+    if (journal->failed)
+        return;
+    /* Between the tail and the next use of the space: else recovery would begin in what has been
+     * overwritten. */
+    result = journal->config.record_tail(journal->config.owner, target);
+    if (result < 0) {
+        journal_fail(journal, result, "superblock");
+        return;
+    }
+    if (journal->config.discard)
+        discard(journal, journal->tail, target);
+    journal->used_blocks -= ring_blocks_between(journal, journal->tail, target);
+    journal->tail = target;
+    journal->tail_seq = seq;
+    ++journal->counts.checkpoints;
+    space_grant(journal);
+    wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
+}
+
+static void
+keeper_main(void *arg)
+{
+    struct journal *journal = arg;
+
+    while (!journal->quitting) {
+        if (!checkpoint_wanted(journal)) {
+            journal->checkpoint_due = false;
+            sleep_at(journal, &journal->keeper);
+            continue;
+        }
+        journal->checkpoint_due = false;
+        checkpoint(journal);
+    }
+    task_ended(journal);
+}
+
+void
+journal_hold(struct journal *journal, uint64_t position)
+{
+    journal->held = true;
+    journal->hold = position;
+    wake(journal, &journal->keeper);
+}
+
+void
+journal_release(struct journal *journal)
+{
+    journal->held = false;
+    entries_retire(journal);
+}
+
+task_fn int
+journal_checkpoint(struct journal *journal)
+{
+    const uint64_t wanted = journal->seq;
+
+    assert(!journal->held);
+    while (journal->used_blocks > 1 && journal->tail_seq < wanted) {
+        if (journal->failed || journal->ended ||
+            (journal->entries_first != NULL && journal->entries_first->kept))
+            return -EIO;
+        ++journal->requests;
+        wake(journal, &journal->keeper);
+        wait_queue_wait(journal->loop, &journal->checkpoint_done);
+        --journal->requests;
+    }
+    return journal->failed ? -EIO : 0;
+}
+
+task_fn int
+journal_drain(struct journal *journal)
+{
+    int result = 0;
+
+    while (result == 0 && journal->used_blocks > 1)
+        result = journal_checkpoint(journal);
+    return result;
+}
+
+/* --- Life ------------------------------------------------------------------------------------ */
+
+static void
+journal_free(struct journal *journal)
+{
+    io_pool_fini(&journal->ios);
+    free(journal->metas);
+    free(journal->slots);
+    free(journal);
+}
+
+/* What a stripe adds at most in one step, and what follows for entries. */
+static void
+limits_init(struct journal *journal)
+{
+    const struct journal_config *config = &journal->config;
+    const uint32_t parities = config->geometry.parity_count;
+
+    journal->ring_blocks = config->geometry.ring_bytes / BLOCK_BYTES;
+    journal->step_blocks_max = config->members;
+    journal->step_bytes_max = (config->members - parities) * JOURNAL_DATA_PAYLOAD_BYTES +
+                              journal_parity_payload_bytes(parities);
+    journal->entry_blocks_max = journal->step_blocks_max;
+    if (journal->ring_blocks / 8 > journal->step_blocks_max)
+        journal->entry_blocks_max = min_u64(journal->ring_blocks / 8 - 1, JOURNAL_ENTRY_BLOCKS_MAX);
+    journal->checkpoint_bytes = config->checkpoint_bytes != 0
+                                    ? config->checkpoint_bytes
+                                    : min_u64(config->geometry.ring_bytes / 4, CHECKPOINT_BYTES);
+    if (journal->config.checkpoint_ns == 0)
+        journal->config.checkpoint_ns = CHECKPOINT_NS;
+}
+
+static int
+slots_init(struct journal *journal)
+{
+    journal->slots = calloc(SLOTS, sizeof *journal->slots);
+    journal->metas = aligned_alloc(BLOCK_BYTES, (size_t)SLOTS * BLOCK_BYTES);
+    if (journal->slots == NULL || journal->metas == NULL)
+        return -ENOMEM;
+    for (unsigned i = SLOTS; i-- > 0;) {
+        journal->slots[i].meta = journal->metas + (size_t)i * BLOCK_BYTES;
+        journal->slots[i].next = journal->slots_first_free;
+        journal->slots_first_free = &journal->slots[i];
+    }
+    journal->slots_free = SLOTS - 1; /* one is the keeper's */
+    return 0;
+}
+
+int
+journal_create(const struct journal_config *config, struct journal **out, struct error *error)
+{
+    void (*const mains[])(void *) = {writer_main, committer_main, keeper_main};
+    struct journal *journal;
+
+    assert(config->members <= JOURNAL_MEMBERS_MAX);
+    if (config->geometry.ring_bytes / BLOCK_BYTES < config->members + 4)
+        return error_set(
+            error, -EINVAL, "%s: a journal of %llu blocks is too small for %u members: it takes %u",
+            config->device->name, (unsigned long long)(config->geometry.ring_bytes / BLOCK_BYTES),
+            config->members, config->members + 4);
+    journal = calloc(1, sizeof *journal);
+    if (journal == NULL)
+        return error_set(error, -ENOMEM, "no memory for the journal");
+    journal->config = *config;
+    journal->loop = config->loop;
+    limits_init(journal);
+    journal->tail = journal->finished_position = config->tail;
+    journal->head = config->head;
+    journal->seq = config->seq;
+    journal->used_blocks = ring_blocks_between(journal, config->tail, config->head);
+    journal->waiters_last = &journal->waiters_first;
+    journal->appends_last = &journal->appends_first;
+    journal->turn_end.run = turn_ended;
+    journal->checkpoint_timer.fire = checkpoint_timer_fired;
+    if (slots_init(journal) < 0 || io_pool_init(&journal->ios, config->loop, IOS) < 0) {
+        journal_free(journal);
+        return error_set(error, -ENOMEM, "no memory for the journal");
+    }
+    for (unsigned i = 0; i < ARRAY_LEN(mains); ++i, ++journal->tasks_alive)
+        if (task_start(config->loop, mains[i], journal) == NULL)
+            assert(!"the task pool is smaller than the journal's tasks");
+    *out = journal;
+    return 0;
+}
+
+task_fn void
+journal_destroy(struct journal *journal)
+{
+    assert(journal->waiters_first == NULL);
+    assert(journal->appends_first == NULL);
+    journal->quitting = true;
+    timer_cancel(journal->loop, &journal->checkpoint_timer);
+    wake(journal, &journal->writer);
+    wake(journal, &journal->committer);
+    wake(journal, &journal->keeper);
+    while (journal->tasks_alive > 0)
+        wait_queue_wait(journal->loop, &journal->quit_waiters);
+    while (journal->turn_end.queued)
+        loop_sleep(journal->loop, 0);
+    journal_free(journal);
+}
+
+void
+journal_status(const struct journal *journal, struct journal_status *status)
+{
+    *status = journal->counts;
+    status->ring_bytes = journal->ring_blocks * BLOCK_BYTES;
+    status->used_bytes = journal->used_blocks * BLOCK_BYTES;
+    status->tail = journal->tail;
+    status->head = journal->head;
+    status->seq = journal->seq;
+}

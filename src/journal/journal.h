@@ -72,7 +72,7 @@ struct journal_config {
     void (*failed)(void *owner, int error, const char *operation);
 };
 
-/* Starts the journal's tasks (two). -ENOMEM, -EINVAL (a ring of less than members + 4 blocks). */
+/* Starts the journal's tasks (three). -ENOMEM, -EINVAL (a ring of less than members + 4 blocks). */
 int journal_create(const struct journal_config *config, struct journal **out,
                    struct error *error) must_check;
 /* No append may be under way. Writes nothing: see journal_drain. */
@@ -100,6 +100,7 @@ struct journal_entry_state; /* of journal.c */
 /* One append; caller's memory from begin to finish. */
 struct journal_append {
     uint64_t reserved;                        /* blocks left of the reservation */
+    uint64_t slots;                           /* entries that it may still open */
     struct journal_entry_state *first, *last; /* the entries it stands in */
     struct task *waiter;
     int result;

@@ -1,1 +1,226 @@
+/*
+ * records.c: which block of the log is the last word for which place. See records.h.
+ */
 #include "journal/records.h"
+
+#include <stdlib.h>
+
+/* Stripes that go to the same part together, so that what is replayed in one pass adjoins. */
+#define PART_STRIPES 64u
+
+int
+records_init(struct journal_records *records, const struct geometry *geometry,
+             const struct journal_geometry *journal, uint64_t tail_bytes, size_t capacity)
+{
+    assert(capacity > 0);
+    assert(journal->ring_bytes / BLOCK_BYTES <= UINT32_MAX);
+    *records = (struct journal_records){
+        .geometry = geometry,
+        .journal = journal,
+        .tail_bytes = tail_bytes,
+        .capacity = capacity,
+        .parts = 1,
+    };
+    records->all = malloc(capacity * sizeof *records->all);
+    return records->all == NULL ? -ENOMEM : 0;
+}
+
+void
+records_fini(struct journal_records *records)
+{
+    free(records->all);
+    records->all = NULL;
+}
+
+void
+records_reset(struct journal_records *records, unsigned part, unsigned parts)
+{
+    assert(part < parts);
+    records->part = part;
+    records->parts = parts;
+    records->count = 0;
+    records->overflowed = false;
+}
+
+/* --- Noting ---------------------------------------------------------------------------------- */
+
+static void
+record_add(struct journal_records *records, uint64_t stripe, unsigned member, uint32_t distance,
+           uint32_t checksum)
+{
+    if (stripe / PART_STRIPES % records->parts != records->part)
+        return;
+    if (records->count == records->capacity) {
+        records->overflowed = true;
+        return;
+    }
+    records->all[records->count++] = (struct journal_record){
+        .place = record_place(stripe, member, false),
+        .distance = distance,
+        .checksum = checksum,
+    };
+}
+
+static void
+payload_add(struct journal_records *records, const struct journal_payload *payload,
+            uint32_t distance)
+{
+    const struct geometry *geometry = records->geometry;
+
+    if (payload->type == JOURNAL_DATA) {
+        struct place place;
+
+        geometry_map(geometry, payload->location_bytes, &place);
+        record_add(records, place.member_offset / BLOCK_BYTES, place.member, distance,
+                   payload->checksums[0]);
+    } else if (payload->type == JOURNAL_PARITY) {
+        const uint64_t stripe = payload->location_bytes / BLOCK_BYTES;
+        struct row row;
+
+        geometry_row(geometry, geometry_row_at(geometry, payload->location_bytes), &row);
+        record_add(records, stripe, row.p, distance, payload->checksums[0]);
+        if (payload->block_count == 2)
+            record_add(records, stripe, row.q, distance + 1, payload->checksums[1]);
+    }
+    /* R3: FLUSH means nothing. */
+}
+
+void
+records_add_entry(struct journal_records *records, const uint8_t meta[BLOCK_BYTES],
+                  const struct journal_entry *entry)
+{
+    const uint64_t from =
+        journal_ring_distance(records->journal, records->tail_bytes, entry->position_bytes);
+    struct journal_cursor cursor;
+    struct journal_payload payload;
+
+    journal_cursor_init(&cursor, meta, records->journal, entry);
+    while (journal_cursor_next(&cursor, &payload))
+        payload_add(records, &payload, (uint32_t)(from / BLOCK_BYTES) + 1 + payload.block_first);
+}
+
+/* --- Deciding -------------------------------------------------------------------------------- */
+
+/* A stripe's records in the order of the log. */
+static int
+compare_history(const void *a, const void *b)
+{
+    const struct journal_record *x = a, *y = b;
+
+    if (record_stripe(x) != record_stripe(y))
+        return record_stripe(x) < record_stripe(y) ? -1 : 1;
+    return x->distance < y->distance ? -1 : x->distance > y->distance;
+}
+
+/* One stripe's copies that count so far, by member. distance 0 (a meta block's) says: none. */
+struct cycles {
+    struct journal_record complete[MEMBERS_MAX], open[MEMBERS_MAX];
+    unsigned open_count;
+    bool parity_counts; /* the last P completed a cycle, so the Q beside it counts too */
+};
+
+static void
+cycles_complete(struct cycles *cycles, const struct journal_record *p, unsigned members)
+{
+    for (unsigned m = 0; m < members; ++m)
+        if (cycles->open[m].distance != 0) {
+            cycles->complete[m] = cycles->open[m];
+            cycles->open[m].distance = 0;
+        }
+    cycles->open_count = 0;
+    cycles->complete[record_member(p)] = *p;
+}
+
+static void
+cycles_step(struct cycles *cycles, const struct journal_record *record, const struct row *row,
+            unsigned members)
+{
+    const unsigned m = record_member(record);
+
+    if (m == row->p) {
+        cycles->parity_counts = cycles->open_count > 0; /* R3 */
+        if (cycles->parity_counts)
+            cycles_complete(cycles, record, members); /* R2 */
+    } else if (m == row->q) {
+        if (cycles->parity_counts)
+            cycles->complete[m] = *record;
+    } else {
+        cycles->open_count += cycles->open[m].distance == 0;
+        cycles->open[m] = *record;
+    }
+}
+
+/* Puts what counts of the stripe at *target on, sorted by place, and empties the cycles. */
+static size_t
+cycles_emit(struct journal_records *records, struct cycles *cycles, struct journal_record *target)
+{
+    size_t complete = 0, open = 0;
+
+    for (unsigned m = 0; m < records->geometry->members; ++m) {
+        if (cycles->complete[m].distance != 0) {
+            target[complete + open] = cycles->complete[m];
+            ++complete;
+        }
+        if (cycles->open[m].distance != 0) {
+            target[complete + open] = cycles->open[m];
+            target[complete + open].place |= 1; /* R1 */
+            ++open;
+        }
+        cycles->complete[m].distance = cycles->open[m].distance = 0;
+    }
+    cycles->open_count = 0;
+    records->replay_blocks += complete;
+    records->open_blocks += open;
+    records->data_parity_stripes += complete > 0;
+    records->data_only_stripes += open > 0;
+    return complete + open;
+}
+
+void
+records_decide(struct journal_records *records)
+{
+    const struct geometry *geometry = records->geometry;
+    struct cycles cycles = {.open_count = 0};
+    size_t kept = 0;
+
+    assert(!records->overflowed);
+    records->data_parity_stripes = records->data_only_stripes = 0;
+    records->replay_blocks = records->open_blocks = 0;
+    if (records->count > 0)
+        qsort(records->all, records->count, sizeof *records->all, compare_history);
+    for (size_t i = 0; i < records->count;) {
+        const uint64_t stripe = record_stripe(&records->all[i]);
+        struct row row;
+
+        geometry_row(geometry, geometry_row_at(geometry, stripe * BLOCK_BYTES), &row);
+        for (; i < records->count && record_stripe(&records->all[i]) == stripe; ++i)
+            cycles_step(&cycles, &records->all[i], &row, geometry->members);
+        /* There are never more than there were: what is overwritten has been looked at. */
+        kept += cycles_emit(records, &cycles, &records->all[kept]);
+        assert(kept <= i);
+    }
+    records->count = kept;
+}
+
+size_t
+records_find(const struct journal_records *records, uint64_t place)
+{
+    size_t low = 0, high = records->count;
+
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+
+        if (records->all[middle].place < place)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+uint64_t
+records_position(const struct journal_records *records, const struct journal_record *record)
+{
+    return journal_ring_add(records->journal, records->tail_bytes,
+                            (uint64_t)record->distance * BLOCK_BYTES);
+}

@@ -46,6 +46,12 @@ engine_group_bytes(const struct engine *engine)
     return engine->group_bytes;
 }
 
+void
+engine_set_journal(struct engine *engine, struct journal *journal)
+{
+    engine->journal = journal;
+}
+
 /* --- Groups -------------------------------------------------------------------------------- */
 
 static struct group **

@@ -14,6 +14,7 @@
 #ifndef STRIPELOG_STRIPE_INTERNAL_H
 #define STRIPELOG_STRIPE_INTERNAL_H
 
+#include "journal/journal.h"
 #include "stripe/engine.h"
 #include "stripe/plan.h"
 
@@ -23,19 +24,21 @@
 enum piece_kind {
     PIECE_READ,
     PIECE_WRITE,
-    PIECE_ZERO,   /* write zeros, never punch */
-    PIECE_PUNCH,  /* zeros, punched where whole stripes allow it, written elsewhere */
-    PIECE_TRIM,   /* punched where whole stripes allow it, ignored elsewhere */
-    PIECE_RESYNC, /* a whole group: parity from data */
+    PIECE_ZERO,      /* write zeros, never punch */
+    PIECE_PUNCH,     /* zeros, punched where whole stripes allow it, written elsewhere */
+    PIECE_TRIM,      /* punched where whole stripes allow it, ignored elsewhere */
+    PIECE_RESYNC,    /* a whole group: parity from data */
+    PIECE_WRITE_OUT, /* blocks that the log holds: written, with parity, and only that is logged */
 };
 
-/* One request's part in one group: a contiguous range of the array (RESYNC: none, the whole group).
- */
+/* One request's part in one group: a contiguous range of the array (RESYNC: none, the whole group;
+ * WRITE_OUT: single blocks). */
 struct piece {
     enum piece_kind kind;
     bool fua;
-    uint64_t array_offset, length; /* bytes */
-    uint8_t *memory;               /* READ: filled; WRITE: read from. The requester's */
+    uint64_t array_offset, length;     /* bytes */
+    uint8_t *memory;                   /* READ: filled; WRITE: read from. The requester's */
+    const struct engine_block *blocks; /* WRITE_OUT: `length` of them; the requester's */
     int result;
     struct request *request;
     struct piece *next;
@@ -79,11 +82,13 @@ struct run {
     uint64_t *own;    /* of both, blocks that are put together in a page of ours */
     uint64_t *zero;   /* blocks that a PUNCH piece made zero and nothing has written since */
     uint64_t *trim;   /* blocks that a TRIM piece covers and nothing has written */
+    uint64_t *logged; /* of full, blocks whose content the log holds already */
     uint64_t *gone;
     uint64_t *unreadable;
-    uint64_t *errors;  /* of unreadable, those of working members that said EIO: to be mended */
-    uint64_t *suspect; /* in a long read that failed: to be read one by one */
-    uint64_t *writable;
+    uint64_t *errors;   /* of unreadable, those of working members that said EIO: to be mended */
+    uint64_t *suspect;  /* in a long read that failed: to be read one by one */
+    uint64_t *writable; /* the member takes writes: all ones or zero */
+    uint64_t *made;     /* parity is made for the member: as writable; with a journal all ones */
     uint64_t *write;    /* blocks to be written, from new_block */
     uint64_t touched;   /* stripes that are written */
     uint64_t punched;   /* stripes that are punched */
@@ -97,8 +102,9 @@ struct run {
     uint64_t area_bytes, area_used;
 
     struct io_group ios;
-    bool read_errors;  /* since it was cleared: errors or suspect have grown */
-    int *member_error; /* owned; by member: a write failed with this, or 0 */
+    bool read_errors;              /* since it was cleared: errors or suspect have grown */
+    int *member_error;             /* owned; by member: a write failed with this, or 0 */
+    struct journal_data *log_data; /* owned; one stripe's blocks */
 };
 
 struct engine {
@@ -112,6 +118,8 @@ struct engine {
     unsigned group_stripes;
     unsigned rows_per_group; /* 0 where a chunk is larger than a group */
     uint8_t *zeros;          /* owned; group_bytes of them */
+
+    struct journal *journal; /* borrowed; NULL: nothing is logged */
 
     struct pages *scratch; /* owned */
     struct io_pool ios;

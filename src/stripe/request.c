@@ -236,6 +236,8 @@ engine_write(struct engine *engine, const void *memory, uint64_t offset, uint64_
 static bool
 punch_possible(const struct engine *engine)
 {
+    if (engine->journal != NULL)
+        return false; /* E8 */
     for (unsigned m = 0; m < engine->members_count; ++m)
         if (engine->members[m].state != MEMBER_MISSING && !engine->members[m].device->punch_zeroes)
             return false;
@@ -280,6 +282,29 @@ engine_trim(struct engine *engine, uint64_t offset, uint64_t length, bool fua)
     if (result == 0 && fua)
         result = engine_flush(engine);
     return result;
+}
+
+task_fn int
+engine_write_out(struct engine *engine, const struct engine_block *blocks, unsigned count)
+{
+    struct window window = {.engine = engine};
+
+    for (unsigned i = 0, n; i < count; i += n) {
+        struct place first, place;
+
+        geometry_map(engine->geometry, blocks[i].array_offset, &first);
+        for (n = 1; i + n < count; ++n) {
+            geometry_map(engine->geometry, blocks[i + n].array_offset, &place);
+            if (place.member_offset / engine->group_bytes !=
+                first.member_offset / engine->group_bytes)
+                break;
+        }
+        window_add(&window,
+                   &(struct piece){.kind = PIECE_WRITE_OUT, .blocks = &blocks[i], .length = n},
+                   first.member_offset);
+    }
+    window_drain(&window);
+    return window.request.error;
 }
 
 task_fn int

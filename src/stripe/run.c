@@ -17,7 +17,7 @@
 #include "parity/parity.h"
 #include <stdlib.h>
 
-#define MASK_ARRAYS 14u
+#define MASK_ARRAYS 16u
 
 int
 run_init(struct run *run, struct engine *engine)
@@ -30,15 +30,18 @@ run_init(struct run *run, struct engine *engine)
     run->masks = calloc((size_t)MASK_ARRAYS * n, sizeof *run->masks);
     run->old_block = calloc(3 * blocks, sizeof *run->old_block);
     run->member_error = calloc(n, sizeof *run->member_error);
-    if (run->masks == NULL || run->old_block == NULL || run->member_error == NULL)
+    run->log_data = calloc(n, sizeof *run->log_data);
+    if (run->masks == NULL || run->old_block == NULL || run->member_error == NULL ||
+        run->log_data == NULL)
         return -ENOMEM;
     run->new_block = run->old_block + blocks;
     run->own_block = run->new_block + blocks;
     mask = run->masks;
     uint64_t **const arrays[MASK_ARRAYS] = {
-        &run->full,  &run->part,       &run->own,       &run->zero,         &run->trim,
-        &run->gone,  &run->unreadable, &run->errors,    &run->suspect,      &run->writable,
-        &run->write, &run->plan.need,  &run->plan.want, &run->plan.recover,
+        &run->full,      &run->part,         &run->own,        &run->zero,
+        &run->trim,      &run->gone,         &run->unreadable, &run->errors,
+        &run->suspect,   &run->writable,     &run->write,      &run->plan.need,
+        &run->plan.want, &run->plan.recover, &run->logged,     &run->made,
     };
     for (unsigned i = 0; i < MASK_ARRAYS; ++i, mask += n)
         *arrays[i] = mask;
@@ -48,7 +51,7 @@ run_init(struct run *run, struct engine *engine)
     run->plan.members = n;
     run->plan.unreadable = run->unreadable;
     run->plan.gone = run->gone;
-    run->plan.writable = run->writable;
+    run->plan.writable = run->made;
     return 0;
 }
 
@@ -58,6 +61,7 @@ run_fini(struct run *run)
     free(run->masks);
     free(run->old_block);
     free(run->member_error);
+    free(run->log_data);
 }
 
 /* --- Small helpers --------------------------------------------------------------------------- */
@@ -116,6 +120,18 @@ piece_slice(const struct run *run, const struct piece *piece, uint64_t *at, stru
 
     if (*at == piece->length)
         return false;
+    if (piece->kind == PIECE_WRITE_OUT) {
+        const struct engine_block *block = &piece->blocks[(*at)++];
+
+        geometry_map(run->engine->geometry, block->array_offset, &place);
+        *slice = (struct slice){
+            .member = place.member,
+            .offset = place.member_offset - run->base,
+            .length = BLOCK_BYTES,
+            .memory = (uint8_t *)(uintptr_t)block->memory, /* only read from */
+        };
+        return true;
+    }
     geometry_map(run->engine->geometry, piece->array_offset + *at, &place);
     slice->member = place.member;
     slice->offset = place.member_offset - run->base;
@@ -228,6 +244,7 @@ run_look(struct run *run)
         }
         run->unreadable[m] |= run->errors[m];
         run->writable[m] = member->state == MEMBER_MISSING ? 0 : ~UINT64_C(0);
+        run->made[m] = run->engine->journal != NULL ? ~UINT64_C(0) : run->writable[m]; /* E6 */
     }
 }
 
@@ -547,7 +564,7 @@ static bool
 piece_changes(const struct piece *piece)
 {
     return piece->kind == PIECE_WRITE || piece->kind == PIECE_ZERO || piece->kind == PIECE_PUNCH ||
-           piece->kind == PIECE_TRIM;
+           piece->kind == PIECE_TRIM || piece->kind == PIECE_WRITE_OUT;
 }
 
 static void
@@ -568,6 +585,9 @@ gather_slice(struct run *run, const struct piece *piece, const struct slice *sli
         run->own[m] |= whole;
     run->trim[m] &= ~(whole | partial);
     run->zero[m] &= ~(whole | partial);
+    run->logged[m] &= ~(whole | partial);
+    if (piece->kind == PIECE_WRITE_OUT)
+        run->logged[m] |= whole;
     if (piece->kind == PIECE_PUNCH)
         run->zero[m] |= whole;
 }
@@ -599,7 +619,7 @@ gather_punches(struct run *run)
 static void
 gather(struct run *run)
 {
-    uint64_t *const masks[] = {run->full, run->part, run->own, run->zero, run->trim};
+    uint64_t *const masks[] = {run->full, run->part, run->own, run->zero, run->trim, run->logged};
 
     for (unsigned i = 0; i < ARRAY_LEN(masks); ++i)
         masks_clear(run, masks[i]);
@@ -721,7 +741,7 @@ stripe_joins(const struct run *run, uint64_t mask, unsigned s, unsigned count, b
 static bool
 parity_joins(const struct run *run, unsigned m, unsigned s, unsigned count, uint8_t *const *blocks)
 {
-    if (m == NO_MEMBER || !(run->writable[m] & 1))
+    if (m == NO_MEMBER || !(run->made[m] & 1))
         return true;
     return blocks[block_at(run, m, s + count)] ==
            blocks[block_at(run, m, s)] + count * (uint64_t)BLOCK_BYTES;
@@ -730,7 +750,7 @@ parity_joins(const struct run *run, unsigned m, unsigned s, unsigned count, uint
 static uint8_t *
 parity_block(const struct run *run, unsigned m, unsigned s, uint8_t *const *blocks)
 {
-    return m != NO_MEMBER && (run->writable[m] & 1) ? blocks[block_at(run, m, s)] : NULL;
+    return m != NO_MEMBER && (run->made[m] & 1) ? blocks[block_at(run, m, s)] : NULL;
 }
 
 static void
@@ -803,7 +823,7 @@ compute_parity(struct run *run, uint64_t mask, bool by_delta)
     }
 }
 
-/* Marks the parity blocks of these stripes in a mask array, where the member takes writes. */
+/* Marks the parity blocks of these stripes in a mask array, where they are made. */
 static void
 mark_parity(struct run *run, uint64_t stripes, uint64_t *masks)
 {
@@ -812,9 +832,9 @@ mark_parity(struct run *run, uint64_t stripes, uint64_t *masks)
         const struct row_shape *shape = plan_shape(&run->plan, s);
         const uint64_t bit = UINT64_C(1) << s;
 
-        masks[shape->p] |= bit & run->writable[shape->p];
+        masks[shape->p] |= bit & run->made[shape->p];
         if (shape->q != NO_MEMBER)
-            masks[shape->q] |= bit & run->writable[shape->q];
+            masks[shape->q] |= bit & run->made[shape->q];
     }
 }
 
@@ -905,14 +925,114 @@ unreadable_afterwards(const struct run *run)
     return hopeless;
 }
 
-static task_fn void
-phase_changes(struct run *run)
+/* --- Logging --- */
+
+/* The lowest of these stripes, as many as fit into one append, and the blocks of the log that they
+ * take at most. */
+static uint64_t
+stripes_for_log(const struct run *run, uint64_t stripes, uint64_t *need)
 {
+    const struct engine *engine = run->engine;
+    const uint64_t most = journal_reserve_max(engine->journal);
+    uint64_t batch = 0, count = 0, data = 0, parity = 0;
+
+    *need = 0;
+    for (; stripes != 0; stripes &= stripes - 1) {
+        const uint64_t bit = stripes & -stripes;
+        uint64_t with;
+
+        for (unsigned m = 0; m < engine->members_count; ++m)
+            data += ((run->full[m] | run->part[m]) & ~run->logged[m] & bit) != 0;
+        parity += engine->geometry->parities;
+        with = journal_need(engine->journal, ++count, data, parity);
+        if (with > most)
+            break;
+        batch |= bit;
+        *need = with;
+    }
+    assert(batch != 0);
+    return batch;
+}
+
+/* Leaves only these stripes to be changed. */
+static void
+changes_restrict(struct run *run, uint64_t stripes)
+{
+    for (unsigned m = 0; m < run->engine->members_count; ++m) {
+        run->full[m] &= stripes;
+        run->part[m] &= stripes;
+        run->own[m] &= stripes;
+    }
+    run->touched &= stripes;
+}
+
+/* One stripe's new data, and its parity: one step of the log (E7). */
+static int
+log_stripe(struct run *run, struct journal_append *append, unsigned s)
+{
+    const struct engine *engine = run->engine;
+    const struct row_shape *shape = plan_shape(&run->plan, s);
+    const uint64_t member_offset = run->base + s * (uint64_t)BLOCK_BYTES;
+    struct journal_step step = {
+        .member_offset = member_offset,
+        .data = run->log_data,
+        .p = run->new_block[block_at(run, shape->p, s)],
+        .q = shape->q == NO_MEMBER ? NULL : run->new_block[block_at(run, shape->q, s)],
+    };
+
+    for (unsigned i = 0; i < shape->data_count; ++i) {
+        const unsigned m = shape->data[i];
+        struct journal_data *data = &run->log_data[step.data_count];
+
+        if (((run->full[m] | run->part[m]) & ~run->logged[m]) >> s & 1) {
+            if (!geometry_unmap(engine->geometry, m, member_offset, &data->array_offset))
+                assert(!"a data member holds data");
+            data->memory = run->new_block[block_at(run, m, s)];
+            ++step.data_count;
+        }
+    }
+    return journal_append_step(engine->journal, append, &step);
+}
+
+/* Logs the stripes and waits until they are durable: nothing of them may reach a member before,
+ * since a crash would leave parity that lies. */
+static task_fn int
+log_stripes(struct run *run, struct journal_append *append, uint64_t stripes, uint64_t reserved)
+{
+    int result = 0, waited;
+
+    journal_append_begin(run->engine->journal, append, reserved);
+    for (; stripes != 0 && result == 0; stripes &= stripes - 1)
+        result = log_stripe(run, append, (unsigned)__builtin_ctzll(stripes));
+    waited = journal_append_wait(run->engine->journal, append);
+    return result < 0 ? result : waited;
+}
+
+/* The log may forget the stripes where they are on all working members (and it is on record which
+ * ones do not work); else they are for the next recovery. */
+static void
+log_end(struct run *run, struct journal_append *append)
+{
+    struct engine *engine = run->engine;
+
+    if (engine_degraded(engine) > engine->geometry->parities)
+        journal_append_abandon(engine->journal, append);
+    else
+        journal_append_finish(engine->journal, append);
+}
+
+/* --- The whole phase --- */
+
+/* What has been gathered: read, made, logged, written. reserved: blocks of the log. */
+static task_fn void
+change_stripes(struct run *run, uint64_t reserved)
+{
+    struct journal *const journal = run->engine->journal;
     const unsigned n = run->engine->members_count;
+    struct journal_append append;
     uint64_t parity_stripes, extra, parity_blocks, hopeless;
 
     phase_begin(run);
-    gather(run);
     do {
         run_look(run);
         hopeless = unreadable_afterwards(run);
@@ -929,8 +1049,15 @@ phase_changes(struct run *run)
     compose(run);
     compute_parity(run, run->plan.by_data, false);
     compute_parity(run, run->plan.by_delta, true);
+    if (journal != NULL && log_stripes(run, &append, parity_stripes, reserved) < 0) {
+        journal_append_finish(journal, &append);
+        area_give(run);
+        pieces_fail(run, run->touched, -EIO, piece_changes);
+        return;
+    }
     for (unsigned m = 0; m < n; ++m) {
-        run->write[m] |= (run->full[m] | run->part[m]) & ~run->plan.failed & run->writable[m];
+        run->write[m] |= (run->full[m] | run->part[m]) & ~run->plan.failed;
+        run->write[m] &= run->writable[m];
         run->errors[m] &= ~run->write[m]; /* the write mends it: with what is new */
     }
 
@@ -945,6 +1072,8 @@ phase_changes(struct run *run)
     if (run->fua && run->punched != 0)
         engine_flush_members(run->engine);
     run_report_members(run, "write");
+    if (journal != NULL)
+        log_end(run, &append);
     if (mend_pages(run) > 0)
         run_mend(run, area_block(run));
     area_give(run);
@@ -952,6 +1081,37 @@ phase_changes(struct run *run)
     pieces_fail(run, run->plan.failed, -EIO, piece_changes);
     if (engine_degraded(run->engine) > run->engine->geometry->parities)
         pieces_fail(run, run->stripes, -EIO, piece_changes);
+}
+
+/* E9. Who has space in the log waits for devices and superblocks only (E3: its scratch memory comes
+ * after the space, and those who hold scratch memory have their space), so it comes back. */
+static task_fn void
+phase_changes(struct run *run)
+{
+    struct journal *const journal = run->engine->journal;
+    uint64_t rest;
+
+    gather(run);
+    if (journal == NULL) {
+        change_stripes(run, 0);
+        return;
+    }
+    run->fua = false; /* what is logged is durable */
+    for (rest = run->touched; rest != 0;) {
+        uint64_t need;
+        const uint64_t batch = stripes_for_log(run, rest, &need);
+
+        changes_restrict(run, batch);
+        if (journal_reserve(journal, need) == 0)
+            change_stripes(run, need);
+        else
+            pieces_fail(run, batch, -EIO, piece_changes);
+        rest &= ~batch;
+        if (rest != 0) {
+            gather(run);
+            run->fua = false;
+        }
+    }
 }
 
 /* --- Phase 3: resync ------------------------------------------------------------------------- */
@@ -1014,6 +1174,8 @@ phase_resync(struct run *run)
     area_assign(run, run->write, run->new_block);
     compute_parity(run, run->stripes & ~run->plan.failed, false);
     resync_compare(run);
+    for (unsigned m = 0; m < n; ++m)
+        run->write[m] &= run->writable[m];
     write_blocks(run);
     (void)io_wait(&run->ios); /* errors are kept by member */
     run_report_members(run, "write");
