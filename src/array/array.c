@@ -54,6 +54,8 @@ array_member_failed(struct array *array, unsigned member, int error, const char 
         array->resync.stop = true;
     if (array_beyond_parity(array) && !array->failed) {
         array->failed = true;
+        if (array->journal != NULL)
+            journal_end_waiting(array->journal);
         array_tell(array, ARRAY_FAILED, NO_MEMBER,
                    "more members are gone than parity covers: no more writes, and reads only where "
                    "a member is left");
@@ -102,6 +104,8 @@ write_begin(struct array *array)
     if (array->config.readonly)
         return -EROFS;
     ++array->writes_in_flight;
+    if (array->journal != NULL)
+        return array->failed || array->journal_failed ? -EIO : 0; /* R5, R6 */
     while (array->activity != ACTIVITY_ACTIVE && !array->failed) {
         if (array->activity == ACTIVITY_CLEAN) {
             int result;
@@ -121,7 +125,8 @@ write_begin(struct array *array)
 static void
 write_end(struct array *array)
 {
-    --array->writes_in_flight;
+    if (--array->writes_in_flight == 0)
+        wait_queue_wake_all(array->loop, &array->quiet);
     array->last_write_ns = loop_now_ns(array->loop);
     if (array->writes_in_flight == 0 && !array->idle_timer.armed &&
         array->activity == ACTIVITY_ACTIVE)
@@ -195,7 +200,10 @@ resync_checkpoint(void *owner)
 {
     struct array *array = owner;
 
-    if (array->activity != ACTIVITY_CLEAN || array->failed)
+    if (array->activity != ACTIVITY_CLEAN || array->failed || array->journal_failed)
+        return;
+    /* What stands in the log would be replayed over what has been mended. */
+    if (array->journal != NULL && journal_checkpoint(array->journal) < 0)
         return;
     /* Writes wait: what is recorded must stay true meanwhile. */
     array->activity = ACTIVITY_STOPPING;
@@ -295,6 +303,8 @@ unsynced_fill(struct array *array)
 
     array->unsynced.from = UINT64_MAX;
     array->recorded_resync_from = UINT64_MAX;
+    array->journal_candidate = assembly->journal_candidate;
+    array->journal_dropped = assembly->journal_expected && assembly->journal_candidate < 0;
     if (assembly->dirty) {
         array->recorded_resync_from = assembly->resync_from_bytes;
         /* Forced: what is missing can come only from parity that is in doubt, so that has to be
@@ -388,6 +398,15 @@ array_run(struct array *array, struct error *error)
         .checkpoint_bytes = max_u64(array->assembly.geometry.member_bytes / RESYNC_CHECKPOINTS, 1),
         .progress_ns = RESYNC_PROGRESS_NS,
     };
+    if (array->journal_candidate >= 0) {
+        result = array_journal_start(array, error);
+        if (result < 0) {
+            engine_destroy(array->engine);
+            array_journal_destroy(array);
+            io_pool_fini(&array->superblock_ios);
+            return result;
+        }
+    }
     if (array->config.readonly)
         return 0;
     task_start_wait(array->loop, keeper_main, array);
@@ -408,6 +427,8 @@ array_free(struct array *array, bool close_devices)
             device_close(array->candidates[c].device);
         candidate_fini(&array->candidates[c]);
     }
+    if (array->recovery != NULL)
+        recovery_destroy(array->recovery);
     free(array->superblock_pages);
     free(array->superblock_errors);
     free(array->fates);
@@ -437,7 +458,10 @@ array_start(struct loop *loop, const struct array_config *config, struct array *
         array->events = array->assembly.events;
         array->uneven = array->assembly.events_uneven;
         array->absent_outrun = array->assembly.degraded == 0;
-        result = array_run(array, error);
+        if (array->journal_candidate >= 0)
+            result = array_journal_scan(array, error);
+        if (result == 0)
+            result = array_run(array, error);
     }
     if (result < 0) {
         array_free(array, false);
@@ -467,11 +491,13 @@ array_stop(struct array *array)
     }
     while (array->keeper_alive)
         wait_queue_wait(array->loop, &array->quiet);
+    if (array->journal != NULL)
+        result = array_journal_stop(array);
     array->stopped = true;
     if (array->config.readonly)
         return 0;
     /* Nothing is written where nothing has changed. */
-    if (array->failed)
+    if (array->failed || result < 0)
         result = -EIO;
     else if (array->activity == ACTIVITY_ACTIVE ||
              array->recorded_resync_from != unsynced_first(&array->unsynced))
@@ -483,13 +509,17 @@ array_stop(struct array *array)
 task_fn void
 array_destroy(struct array *array)
 {
+    struct loop *loop = array->loop;
+
     if (!array->stopped) {
         array->failed = true;       /* says nothing more on disk */
         ignored(array_stop(array)); /* it writes nothing any more */
     }
     engine_destroy(array->engine);
+    array_journal_destroy(array);
     io_pool_fini(&array->superblock_ios);
     array_free(array, true);
+    task_yield(loop); /* the tasks of overlays end */
 }
 
 /* --- Requests -------------------------------------------------------------------------------- */
@@ -515,7 +545,8 @@ array_read(struct array *array, void *memory, uint64_t offset, uint64_t length)
     int result;
 
     request_begin(array);
-    result = engine_read(array->engine, memory, offset, length);
+    result = array->overlaid ? array_read_overlaid(array, memory, offset, length)
+                             : engine_read(array->engine, memory, offset, length);
     request_end(array);
     return result;
 }
@@ -573,6 +604,9 @@ array_flush(struct array *array)
 
     if (array->config.readonly)
         return 0;
+    /* What was acknowledged is durable in the log. */
+    if (array->journal != NULL && !array->journal_failed)
+        return array->failed ? -EIO : 0;
     request_begin(array);
     result = engine_flush(array->engine);
     request_end(array);
@@ -597,5 +631,12 @@ array_status(const struct array *array, struct array_status *status)
         .reads_corrected = array->reads_corrected,
         .members_failed = array->failures,
         .superblock_updates = array->updates,
+        .journaled = array->journal != NULL,
+        .journal_failed = array->journal_failed,
+        .recovered = array->log_seen,
+        .log = array->log,
+        .recovery = array->log_counts,
     };
+    if (array->journal != NULL)
+        journal_status(array->journal, &status->journal);
 }

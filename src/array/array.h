@@ -133,5 +133,7 @@ struct array_status {
     struct recovery_counts recovery;
 };
 void array_status(const struct array *array, struct array_status *status);
+/* Readonly, with a journal: what its log holds, sorted by place; borrowed. Else NULL. */
+const struct journal_records *array_log_records(const struct array *array);
 
 #endif

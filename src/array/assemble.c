@@ -21,6 +21,8 @@
  */
 #include "array/assemble.h"
 
+#include "format/journal_entry.h"
+
 #include <inttypes.h>
 
 #define NO_CANDIDATE (-1)
@@ -596,8 +598,15 @@ check_journal(struct decision *d)
 {
     struct assembly *assembly = d->assembly;
 
-    if (!assembly->journal_expected || assembly->journal_candidate != NO_CANDIDATE)
+    if (!assembly->journal_expected)
         return 0;
+    if (assembly->members > JOURNAL_MEMBERS_MAX)
+        return error_set(d->error, -ENOTSUP,
+                         "an array of %u members cannot have a journal: at most %u can",
+                         assembly->members, (unsigned)JOURNAL_MEMBERS_MAX);
+    if (assembly->journal_candidate != NO_CANDIDATE && !(d->options->force & FORCE_DROP_JOURNAL))
+        return 0;
+    assembly->journal_candidate = NO_CANDIDATE;
     /* Clean means nothing here: only the journal knows what was unfinished. */
     assembly->dirty = true;
     assembly->resync_from_bytes = 0;
@@ -611,7 +620,8 @@ check_journal(struct decision *d)
         return 0;
     }
     return error_set(d->error, -ENODEV,
-                     "name the journal device too; or --readonly shows what the members hold\n"
+                     "name the journal device too; or --readonly shows what the members hold, and "
+                     "--force=drop-journal goes on without it and loses what only it has\n"
                      "the journal is missing or stale");
 }
 
@@ -689,11 +699,6 @@ check_start(struct decision *d)
              assembly->degraded == 1 ? "" : "s", missing, assembly->members,
              assembly->degraded == 1 ? "is" : "are");
     }
-    if (assembly->journal_expected && !d->options->readonly)
-        return error_set(d->error, -ENOTSUP,
-                         "--readonly serves it\n"
-                         "the array has a journal, and writing to such arrays is not supported "
-                         "yet");
     return 0;
 }
 

@@ -3,6 +3,7 @@
  */
 #include "array/create.h"
 
+#include "format/journal_entry.h"
 #include "format/placement.h"
 #include "geometry/geometry.h"
 
@@ -71,6 +72,9 @@ create_check(const struct create_options *options, const struct create_device *d
     if (missing > parity_count(options->level))
         return error_set(error, -EINVAL, "%u members are missing, and RAID-%d can do without %u",
                          missing, options->level, parity_count(options->level));
+    if (options->write_journal && count > JOURNAL_MEMBERS_MAX)
+        return error_set(error, -EINVAL, "%u members: with a journal there can be at most %u",
+                         count, (unsigned)JOURNAL_MEMBERS_MAX);
     if (options->level == 6 && missing > 0 && !options->assume_clean)
         return error_set(error, -EINVAL,
                          "--assume-clean says that parity agrees already, or need not\n"
@@ -89,7 +93,7 @@ fill_array(const struct create_options *options, const struct create_device *dev
     const bool in_sync =
         options->assume_clean || (options->level != 6 && missing_count(devices, count) > 0);
 
-    superblock_init(sb, options->minor, count);
+    superblock_init(sb, options->minor, count + options->write_journal);
     memcpy(sb->set_uuid, options->set_uuid, sizeof sb->set_uuid);
     (void)snprintf(name, sizeof name, "%02x%02x%02x%02x", sb->set_uuid[0], sb->set_uuid[1],
                    sb->set_uuid[2], sb->set_uuid[3]);
@@ -105,6 +109,10 @@ fill_array(const struct create_options *options, const struct create_device *dev
     for (unsigned i = 0; i < count; i++)
         if (devices[i].name)
             sb->dev_roles[i] = (uint16_t)i;
+    if (options->write_journal) {
+        sb->feature_map |= SUPERBLOCK_FEATURE_JOURNAL;
+        sb->dev_roles[count] = SUPERBLOCK_ROLE_JOURNAL;
+    }
 }
 
 /* The largest component that fits on every device. */
@@ -178,7 +186,7 @@ create_plan(const struct create_options *options, const struct create_device *de
                          "%u members of %" PRIu64 " bytes: the array would be too large", count,
                          component_bytes);
 
-    for (unsigned i = 0; i < count; i++) {
+    for (unsigned i = 0; i < count + options->write_journal; i++) {
         struct superblock *sb = &superblocks[i];
         struct format_error why = {.text = ""};
 
@@ -192,5 +200,12 @@ create_plan(const struct create_options *options, const struct create_device *de
         if (r < 0)
             return error_set(error, r, "%s: %s", devices[i].name, why.text);
     }
+    if (options->write_journal &&
+        superblock_journal_ring_bytes(&superblocks[count]) < CREATE_JOURNAL_BYTES_MIN)
+        return error_set(error, -ENOSPC,
+                         "%s is too small for a journal: it has room for a log of %" PRIu64
+                         " bytes, and at least %" PRIu64 " are needed",
+                         devices[count].name, superblock_journal_ring_bytes(&superblocks[count]),
+                         (uint64_t)CREATE_JOURNAL_BYTES_MIN);
     return 0;
 }

@@ -5,6 +5,7 @@
 #define STRIPELOG_ARRAY_INTERNAL_H
 
 #include "array/array.h"
+#include "journal/overlay.h"
 #include "stripe/engine.h"
 #include "sync/resync.h"
 
@@ -53,12 +54,43 @@ struct array {
     struct task *keeper; /* while it waits */
     bool keeper_due, keeper_alive;
 
+    /* The journal. */
+    int journal_candidate;   /* the device that is in use; -1: none */
+    struct journal *journal; /* owned; NULL: nothing is logged (also with a readonly array) */
+    uint64_t journal_tail;   /* as the superblocks are to have it */
+    bool journal_dropped;    /* by force: the superblocks forget that there was one */
+    bool journal_failed, journal_struck_off;
+    struct task *journal_guard; /* while it waits */
+    bool journal_guard_alive;
+    struct recovery *recovery;     /* owned; what the log held, for as long as it is needed */
+    struct overlay_source overlay; /* readonly, with a journal */
+    bool overlaid;
+    bool log_seen;
+    struct journal_scan log;
+    struct recovery_counts log_counts;
+
     struct resync resync;
     bool resync_alive;
     struct wait_queue resync_ended;
 
     uint64_t reads_corrected;
 };
+
+/* --- journaled.c ---- */
+
+/* Reads the log, and only reads. Before the engine is there. */
+task_fn int array_journal_scan(struct array *array, struct error *error) must_check;
+/* With the engine: recovers and starts the journal; readonly: lays the log over the members. */
+task_fn int array_journal_start(struct array *array, struct error *error) must_check;
+/* At a stop, with no request under way: everything written out, the log empty. */
+task_fn int array_journal_stop(struct array *array) must_check;
+/* After the engine. */
+task_fn void array_journal_destroy(struct array *array);
+/* A read of an array that is laid over by its log. */
+task_fn int array_read_overlaid(struct array *array, void *memory, uint64_t offset,
+                                uint64_t length) must_check;
+/* The journal's device has failed; does not suspend. */
+void array_journal_failed(struct array *array, int error, const char *operation);
 
 /* Tells the owner, if it wants to know. */
 void array_tell(struct array *array, enum array_event_kind kind, unsigned member,
@@ -72,6 +104,9 @@ void array_tell(struct array *array, enum array_event_kind kind, unsigned member
  */
 #define RESYNC_AS_RECORDED (UINT64_MAX - 1) /* for resync_from: what the superblocks say now */
 task_fn int superblocks_update(struct array *array, uint64_t resync_from) must_check;
+
+/* The superblock of the journal alone, with this tail, events unchanged; durable. */
+task_fn int superblocks_record_tail(struct array *array, uint64_t tail_bytes) must_check;
 
 /* Makes every failure told so far durable; with an update of its own if need be. */
 task_fn void superblocks_record_failures(struct array *array);

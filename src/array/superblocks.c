@@ -50,6 +50,8 @@ candidate_written(const struct array *array, unsigned candidate)
 
     if (slot != NO_MEMBER)
         return array->members[slot].state != MEMBER_MISSING;
+    if ((int)candidate == array->journal_candidate)
+        return !array->journal_failed;
     return array->fates[candidate] == FATE_SPARE;
 }
 
@@ -63,6 +65,9 @@ roles_fill(const struct array *array, struct superblock *target)
         const unsigned slot = candidate_slot(array, c);
         const uint32_t number = array->candidates[c].superblock.dev_number;
 
+        if ((int)c == array->journal_candidate && number < target->max_dev)
+            target->dev_roles[number] =
+                array->journal_struck_off ? SUPERBLOCK_ROLE_FAULTY : SUPERBLOCK_ROLE_JOURNAL;
         if (slot == NO_MEMBER || number >= target->max_dev)
             continue;
         target->dev_roles[number] =
@@ -83,6 +88,8 @@ superblock_fill(const struct array *array, struct superblock *sb, uint64_t resyn
      * the start). */
     sb->feature_map &= ~(uint32_t)(SUPERBLOCK_FEATURE_BITMAP | SUPERBLOCK_FEATURE_RECOVERY_BITMAP);
     sb->bitmap_offset_sectors = 0;
+    if (array->journal_dropped)
+        sb->feature_map &= ~(uint32_t)SUPERBLOCK_FEATURE_JOURNAL;
     sb->resync_offset_sectors =
         resync_from == UINT64_MAX ? SUPERBLOCK_RESYNC_DONE : resync_from / SECTOR_BYTES;
     sb->max_dev = freshest->max_dev;
@@ -140,7 +147,9 @@ superblocks_judge(struct array *array, const int *errors)
         if (errors[c] == 0)
             continue;
         any = true;
-        if (slot == NO_MEMBER) {
+        if ((int)c == array->journal_candidate) {
+            array_journal_failed(array, errors[c], "superblock");
+        } else if (slot == NO_MEMBER) {
             array->fates[c] = FATE_FAULTY;
             array_tell(array, ARRAY_WARNING, NO_MEMBER,
                        "%s: spare left out: its superblock cannot be written: %s",
@@ -165,6 +174,8 @@ superblock_renew(struct array *array, unsigned c, uint64_t resync_from)
 
     memcpy(before, page, SUPERBLOCK_BYTES);
     superblock_fill(array, sb, resync_from);
+    if ((int)c == array->journal_candidate)
+        sb->journal_tail_sectors = array->journal_tail / SECTOR_BYTES;
     used = superblock_encode(sb, page);
     return used > whole && memcmp(page + whole, before + whole, used - whole) != 0;
 }
@@ -232,6 +243,24 @@ superblocks_update(struct array *array, uint64_t resync_from)
         array->absent_outrun = true;
         result = update_once(array, resync_from); /* B3 */
     }
+    tokens_give(array->loop, &array->superblock_lock, 1);
+    return result;
+}
+
+task_fn int
+superblocks_record_tail(struct array *array, uint64_t tail_bytes)
+{
+    const unsigned c = (unsigned)array->journal_candidate;
+    int result;
+
+    tokens_take(array->loop, &array->superblock_lock, 1);
+    array->journal_tail = tail_bytes;
+    /* It may tear only as any update of it may: the other members say the same but for the tail,
+     * and a journal without a valid superblock is one that is missing. */
+    (void)superblock_renew(array, c, array->recorded_resync_from);
+    memset(array->superblock_errors, 0, array->candidates_count * sizeof(int));
+    superblocks_write_range(array, array->superblock_errors, c, c + 1);
+    result = array->superblock_errors[c];
     tokens_give(array->loop, &array->superblock_lock, 1);
     return result;
 }

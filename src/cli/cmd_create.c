@@ -4,7 +4,8 @@
  * Everything that can be wrong is looked for before anything is written anywhere, with all devices
  * claimed: options, sizes, what the devices hold now. Then, on all devices:
  *
- *   1. an empty bad block log, and old superblocks at the other places gone  | flush
+ *   1. an empty bad block log, and old superblocks at the other places gone; on the journal the
+ *      log's first entry                                                    | flush
  *   2. the superblocks, each with FUA
  *
  * The flush stands between them so that there never is a superblock with somebody else's bad
@@ -16,6 +17,7 @@
 #include "cli/size.h"
 #include "format/bad_blocks.h"
 #include "geometry/geometry.h"
+#include "recovery/recovery.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -40,6 +42,7 @@ static const char help[] =
     "  --name=NAME           of the array (the first 8 digits of its UUID)\n"
     "  --uuid=UUID           of the array (random)\n"
     "  --size=SIZE           to use of each member; a bare number is KiB (all)\n"
+    "  --write-journal=DEV   a journal, which closes the write hole; 4 MiB at least\n"
     "  --assume-clean        parity is right already: no resync\n"
     "  --force               overwrite devices that hold something else\n"
     "  --json                print what was made as JSON\n"
@@ -50,9 +53,10 @@ struct create {
     struct create_options options;
     bool force, json;
     uint64_t raid_devices; /* 0: not given */
-    const char *layout;
+    const char *layout, *journal;
 
-    unsigned count;
+    unsigned count;     /* of members */
+    unsigned total;     /* with the journal, which stands behind them */
     const char **paths; /* borrowed names, NULL where missing */
     struct create_device *members;
     struct device **devices;
@@ -125,6 +129,7 @@ enum create_option {
     OPTION_NAME,
     OPTION_UUID,
     OPTION_SIZE,
+    OPTION_WRITE_JOURNAL,
     OPTION_ASSUME_CLEAN,
     OPTION_FORCE,
     OPTION_JSON,
@@ -141,6 +146,7 @@ static const struct option long_options[] = {
     {"name", required_argument, NULL, OPTION_NAME},
     {"uuid", required_argument, NULL, OPTION_UUID},
     {"size", required_argument, NULL, OPTION_SIZE},
+    {"write-journal", required_argument, NULL, OPTION_WRITE_JOURNAL},
     {"assume-clean", no_argument, NULL, OPTION_ASSUME_CLEAN},
     {"force", no_argument, NULL, OPTION_FORCE},
     {"json", no_argument, NULL, OPTION_JSON},
@@ -186,6 +192,10 @@ parse_option(struct create *create, int option, int argc, char **argv)
         r = size_parse(optarg, SIZE_BARE_KIB, &o->size_bytes, &error);
         if (r == 0 && o->size_bytes == 0)
             r = error_set(&error, -EINVAL, "\"%s\": nothing to use", optarg);
+        break;
+    case OPTION_WRITE_JOURNAL:
+        create->journal = optarg;
+        o->write_journal = true;
         break;
     case OPTION_ASSUME_CLEAN:
         o->assume_clean = true;
@@ -244,7 +254,7 @@ check_devices(struct create *create)
 {
     struct error *error = &create->error;
 
-    for (unsigned i = 0; i < create->count; i++) {
+    for (unsigned i = 0; i < create->total; i++) {
         struct device *device = create->devices[i];
         char holds[SIGNATURE_TEXT_BYTES];
         int r;
@@ -340,15 +350,20 @@ write_all(void *arg)
     uint8_t *block = aligned_alloc(BLOCK_BYTES, SUPERBLOCK_BYTES);
     int r = block ? 0 : -ENOMEM;
 
-    for (unsigned i = 0; i < create->count && r == 0; i++) {
+    for (unsigned i = 0; i < create->total && r == 0; i++) {
         if (!create->devices[i])
             continue;
         r = prepare_device(create->devices[i], &create->superblocks[i], block);
+        if (r == 0 && i == create->count) {
+            r = recovery_new_log(create->devices[i], &create->superblocks[i], &create->error);
+            if (r < 0)
+                break;
+        }
         if (r < 0)
             (void)error_set(&create->error, r, "%s: cannot be prepared: %s", create->paths[i],
                             strerror(-r)); /* r says so */
     }
-    for (unsigned i = 0; i < create->count && r == 0; i++) {
+    for (unsigned i = 0; i < create->total && r == 0; i++) {
         if (!create->devices[i])
             continue;
         r = write_superblock(create->devices[i], &create->superblocks[i], block);
@@ -356,7 +371,7 @@ write_all(void *arg)
             (void)error_set(&create->error, r,
                             "%u of %u superblocks are written, and the array is not usable\n"
                             "%s: cannot write the superblock: %s",
-                            create->superblocks_written, create->count, create->paths[i],
+                            create->superblocks_written, create->total, create->paths[i],
                             strerror(-r)); /* r says so */
         else
             create->superblocks_written++;
@@ -375,6 +390,7 @@ print_result(const struct create *create)
     const struct superblock *sb = NULL;
     char uuid[SUPERBLOCK_UUID_TEXT_BYTES], name[SUPERBLOCK_NAME_TEXT_BYTES];
     char array_size[SIZE_TEXT_BYTES], member_size[SIZE_TEXT_BYTES], chunk[SIZE_TEXT_BYTES];
+    char journal_size[SIZE_TEXT_BYTES];
     const char *layout;
     bool degraded = false;
 
@@ -393,13 +409,13 @@ print_result(const struct create *create)
         for (unsigned i = 0; i < create->count; i++)
             json_array_append_new(devices,
                                   create->paths[i] ? json_string(create->paths[i]) : json_null());
-        json =
-            json_pack("{s:o, s:o, s:i, s:s?, s:I, s:I, s:I, s:b, s:b, s:o}", "uuid",
-                      json_uuid(sb->set_uuid), "name", json_name(sb), "level", (int)sb->level,
-                      "layout", layout, "chunk_bytes", (json_int_t)superblock_chunk_bytes(sb),
-                      "size_bytes", (json_int_t)superblock_array_bytes(sb), "member_size_bytes",
-                      (json_int_t)superblock_component_bytes(sb), "resync_needed",
-                      (int)!superblock_is_clean(sb), "degraded", (int)degraded, "devices", devices);
+        json = json_pack("{s:o, s:o, s:i, s:s?, s:I, s:I, s:I, s:b, s:b, s:o, s:s?}", "uuid",
+                         json_uuid(sb->set_uuid), "name", json_name(sb), "level", (int)sb->level,
+                         "layout", layout, "chunk_bytes", (json_int_t)superblock_chunk_bytes(sb),
+                         "size_bytes", (json_int_t)superblock_array_bytes(sb), "member_size_bytes",
+                         (json_int_t)superblock_component_bytes(sb), "resync_needed",
+                         (int)!superblock_is_clean(sb), "degraded", (int)degraded, "devices",
+                         devices, "journal", create->journal);
         if (json_print(json) < 0)
             return CLI_FAILED;
         return finish_output(COMMAND, CLI_OK);
@@ -409,9 +425,13 @@ print_result(const struct create *create)
     size_text(superblock_array_bytes(sb), array_size);
     size_text(superblock_component_bytes(sb), member_size);
     size_text(superblock_chunk_bytes(sb), chunk);
+    if (create->journal)
+        size_text(superblock_journal_ring_bytes(&create->superblocks[create->count]), journal_size);
     (void)printf("RAID-%d \"%s\", UUID %s\n", sb->level, name, uuid);
     (void)printf("%s: %u members of %s, chunk %s%s%s%s\n", array_size, create->count, member_size,
                  chunk, layout ? ", " : "", layout ? layout : "", degraded ? ", degraded" : "");
+    if (create->journal)
+        (void)printf("journal %s, a log of %s\n", create->journal, journal_size);
     if (!superblock_is_clean(sb))
         (void)printf("parity is made when it is first served\n");
     return finish_output(COMMAND, CLI_OK);
@@ -429,7 +449,7 @@ create_run(struct create *create)
     r = loop_create(&(struct loop_config){.tasks = 16}, &create->loop, &create->error);
     if (r < 0)
         return command_failed(COMMAND, &create->error);
-    r = devices_open(create->loop, create->paths, create->count, &file_options, create->devices,
+    r = devices_open(create->loop, create->paths, create->total, &file_options, create->devices,
                      &create->error);
     if (r == 0) {
         r = check_devices(create);
@@ -438,7 +458,7 @@ create_run(struct create *create)
             r = create->result;
         }
         status = r == 0 ? print_result(create) : CLI_FAILED;
-        devices_close(create->loop, create->devices, create->count);
+        devices_close(create->loop, create->devices, create->total);
     }
     loop_destroy(create->loop);
     return r < 0 ? command_failed(COMMAND, &create->error) : status;
@@ -460,6 +480,7 @@ cmd_create(int argc, char **argv)
             return status;
     }
     create.count = (unsigned)(argc - optind);
+    create.total = create.count + create.options.write_journal;
     create.paths = calloc(create.count + 1, sizeof *create.paths);
     create.members = calloc(create.count + 1, sizeof *create.members);
     create.devices = calloc(create.count + 1, sizeof(struct device *));
@@ -475,6 +496,10 @@ cmd_create(int argc, char **argv)
             create.members[i].name = create.paths[i];
             uuid_generate_random(create.members[i].uuid);
         }
+    if (create.journal) {
+        create.paths[create.count] = create.members[create.count].name = create.journal;
+        uuid_generate_random(create.members[create.count].uuid);
+    }
     status = check_arguments(&create);
     if (status < 0)
         status = create_run(&create);

@@ -11,12 +11,12 @@
  * for the command of --run, and wake it.
  */
 #include "array/array.h"
-#include "journal/scan.h"
 #include "cli/cli.h"
 #include "cli/export_array.h"
 #include "cli/progress.h"
 #include "cli/service.h"
 #include "cli/size.h"
+#include "cli/start_options.h"
 #include "nbd/listen.h"
 #include "nbd/server.h"
 
@@ -29,10 +29,8 @@
 
 #define COMMAND "serve"
 
-#define MEMORY_BYTES_DEFAULT (256 * MIB)
-#define MEMORY_BYTES_MIN     (64 * MIB)
-#define LISTENERS_MAX        16u
-#define COMMAND_STOP_NS      (5ull * 1000 * 1000 * 1000)
+#define LISTENERS_MAX   16u
+#define COMMAND_STOP_NS (5ull * 1000 * 1000 * 1000)
 
 static const char help[] =
     "Usage: stripelog serve [OPTION ...] DEVICE ...\n"
@@ -46,7 +44,9 @@ static const char help[] =
     "  --listen=[HOST:]PORT  TCP instead; host 127.0.0.1 unless given, port 0 is any\n"
     "  --readonly            write nothing, neither to the array nor to its members\n"
     "  --force[=DANGER]      start in spite of dirty-degraded (the default),\n"
-    "                        stale-member or drop-journal; several with commas\n"
+    "                        stale-member, drop-journal, new-journal or\n"
+    "                        truncate-journal; several with commas\n"
+    "  --journal-mode=MODE   how a journal is used: write-through (the only one yet)\n"
     "  --memory=SIZE         for everything that depends on load, from 64M (256M)\n"
     "  --pidfile=PATH        write the process's number there, before listening\n"
     "  --run=COMMAND         run a shell command with $uri and $unixsocket, stop when it\n"
@@ -92,52 +92,19 @@ struct serve {
 
 /* ---- Options ---- */
 
+/* -1 to go on, or an exit status. */
 static int
-parse_force(const char *text, unsigned *force)
-{
-    static const struct {
-        const char *name;
-        unsigned bit;
-    } dangers[] = {
-        {"dirty-degraded", FORCE_DIRTY_DEGRADED},
-        {"stale-member", FORCE_STALE_MEMBER},
-        {"drop-journal", FORCE_DROP_JOURNAL},
-    };
-
-    if (!text) {
-        *force |= FORCE_DIRTY_DEGRADED;
-        return -1;
-    }
-    for (;;) {
-        const size_t length = strcspn(text, ",");
-        size_t i;
-
-        for (i = 0; i < ARRAY_LEN(dangers); i++)
-            if (strlen(dangers[i].name) == length && strncmp(text, dangers[i].name, length) == 0)
-                break;
-        if (i == ARRAY_LEN(dangers))
-            return usage_failed(COMMAND,
-                                "--force=%.*s: the dangers are dirty-degraded, stale-member and "
-                                "drop-journal",
-                                (int)length, text);
-        *force |= dangers[i].bit;
-        if (text[length] == '\0')
-            return -1;
-        text += length + 1;
-    }
-}
-
-static int
-parse_memory(const char *text, uint64_t *memory_bytes)
+parse_journal_mode(const char *text)
 {
     struct error error = {0};
 
-    if (size_parse(text, SIZE_BARE_REFUSED, memory_bytes, &error) < 0)
-        return usage_failed(COMMAND, "--memory: %s", error.text);
-    if (*memory_bytes < MEMORY_BYTES_MIN)
-        return usage_failed(COMMAND, "--memory=%s: at least %u MiB are needed", text,
-                            (unsigned)(MEMORY_BYTES_MIN / MIB));
-    return -1;
+    if (strcmp(text, "write-through") == 0)
+        return -1;
+    if (strcmp(text, "write-back") != 0)
+        return usage_failed(COMMAND, "--journal-mode=%s: write-through or write-back", text);
+    (void)error_set(&error, -ENOTSUP,
+                    "--journal-mode=write-back: there is no write-back cache yet"); /* told below */
+    return command_failed(COMMAND, &error);
 }
 
 /* Only the port, so that a slip is noticed before the array is started. */
@@ -163,6 +130,7 @@ parse_options(struct serve *serve, int argc, char **argv)
         {"listen", required_argument, NULL, 'l'},
         {"readonly", no_argument, NULL, 'r'},
         {"force", optional_argument, NULL, 'f'},
+        {"journal-mode", required_argument, NULL, 'o'},
         {"memory", required_argument, NULL, 'm'},
         {"pidfile", required_argument, NULL, 'p'},
         {"run", required_argument, NULL, 'c'},
@@ -187,10 +155,13 @@ parse_options(struct serve *serve, int argc, char **argv)
             serve->readonly = true;
             break;
         case 'f':
-            status = parse_force(optarg, &serve->force);
+            status = force_parse(COMMAND, optarg, &serve->force);
+            break;
+        case 'o':
+            status = parse_journal_mode(optarg);
             break;
         case 'm':
-            status = parse_memory(optarg, &serve->memory_bytes);
+            status = memory_parse(COMMAND, optarg, &serve->memory_bytes);
             break;
         case 'p':
             serve->pidfile = optarg;
@@ -229,75 +200,6 @@ array_event(void *owner, const struct array_event *event)
     progress_event(&serve->progress, event);
 }
 
-/*
- * Recovery of journals is not there yet, so an array is shown only if there is nothing to recover:
- * what its log holds as data is not on the members.
- */
-static task_fn int
-check_journal(struct serve *serve, const struct candidate *candidates)
-{
-    const struct assemble_options options = {.readonly = true, .force = serve->force};
-    struct assembly *assembly = calloc(1, sizeof *assembly);
-    enum member_fate *fates = calloc(serve->count, sizeof *fates);
-    struct error *reasons = calloc(serve->count, sizeof *reasons);
-    struct journal_scan scan;
-    int r = -ENOMEM;
-
-    if (!assembly || !fates || !reasons) {
-        (void)error_set(&serve->error, r, "out of memory"); /* r says so */
-        goto out;
-    }
-    /* A refusal is for the start itself to tell. */
-    if (assemble_decide(candidates, serve->count, &options, assembly, fates, reasons,
-                        &serve->error) < 0 ||
-        assembly->journal_candidate < 0) {
-        r = 0;
-        goto out;
-    }
-    r = journal_scan(
-        &(struct journal_scan_config){
-            .device = serve->devices[assembly->journal_candidate],
-            .journal = &candidates[assembly->journal_candidate].superblock,
-        },
-        &scan, &serve->error);
-    if (r == 0 && scan.data_blocks > 0)
-        r = error_set(&serve->error, -ENOTSUP,
-                      "Linux can recover it\n"
-                      "%s: the journal holds DATA payloads, %" PRIu64
-                      " blocks, first in the entry at position %" PRIu64 " (number %" PRIu64
-                      "); recovering them is not supported yet",
-                      serve->paths[assembly->journal_candidate], scan.data_blocks,
-                      scan.data_first_bytes, scan.data_first_seq);
-out:
-    free(reasons);
-    free(fates);
-    free(assembly);
-    return r;
-}
-
-static task_fn int
-probe_and_check_journal(struct serve *serve)
-{
-    struct candidate *candidates = calloc(serve->count, sizeof *candidates);
-    unsigned probed = 0;
-    int r = 0;
-
-    if (!candidates)
-        return error_set(&serve->error, -ENOMEM, "out of memory");
-    while (probed < serve->count && r == 0) {
-        r = candidate_probe(serve->devices[probed], &candidates[probed]);
-        probed++;
-    }
-    if (r < 0)
-        (void)error_set(&serve->error, r, "out of memory"); /* r says so */
-    else
-        r = check_journal(serve, candidates);
-    for (unsigned i = 0; i < probed; i++)
-        candidate_fini(&candidates[i]);
-    free(candidates);
-    return r;
-}
-
 /* A start writes to members; a place that cannot be had must be noticed before. */
 static int
 check_places(struct serve *serve)
@@ -326,12 +228,8 @@ start_array(void *arg)
     };
 
     serve->result = check_places(serve);
-    if (serve->result == 0 && serve->readonly)
-        serve->result = probe_and_check_journal(serve);
-    if (serve->result == 0) {
-        serve->error = (struct error){0};
+    if (serve->result == 0)
         serve->result = array_start(serve->loop, &config, &serve->array, &serve->error);
-    }
 }
 
 static int

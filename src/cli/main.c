@@ -11,6 +11,7 @@ static const struct command {
 } commands[] = {
     {"create", cmd_create},
     {"examine", cmd_examine},
+    {"recover", cmd_recover},
     {"serve", cmd_serve},
 };
 
@@ -22,6 +23,7 @@ static const char help[] =
     "Commands:\n"
     "  create   make a new array\n"
     "  examine  show what superblocks say, and whether the array would start\n"
+    "  recover  recover the journal, or resync, and stop clean\n"
     "  serve    serve an array over NBD\n"
     "\n"
     "Options:\n"

@@ -116,6 +116,7 @@ struct device {
     bool punch_zeroes;    /* IO_PUNCH works and reads zeros */
     bool write_zeroes;    /* IO_ZERO works */
     bool buffered;        /* O_DIRECT was refused */
+    bool block_device;    /* discarding costs nothing later, as a hole in a file does */
     uint64_t identity[2]; /* of what is behind the name (st_dev, st_ino / rdev): equal means the
                              same device twice */
 };

@@ -410,7 +410,8 @@ file_learn(struct file *file, const struct stat *status, struct error *error)
     struct device *const device = &file->device;
     int rc = 0;
 
-    if (S_ISBLK(status->st_mode))
+    device->block_device = S_ISBLK(status->st_mode);
+    if (device->block_device)
         rc = learn_block(file, status, error);
     else
         learn_regular(file, status);

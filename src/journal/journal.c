@@ -779,12 +779,20 @@ keeper_main(void *arg)
     task_ended(journal);
 }
 
-void
+task_fn int
 journal_hold(struct journal *journal, uint64_t position)
 {
     journal->held = true;
     journal->hold = position;
-    wake(journal, &journal->keeper);
+    while (journal->tail != position) {
+        if (journal->failed || journal->ended)
+            return -EIO;
+        ++journal->requests;
+        wake(journal, &journal->keeper);
+        wait_queue_wait(journal->loop, &journal->checkpoint_done);
+        --journal->requests;
+    }
+    return 0;
 }
 
 void

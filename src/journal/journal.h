@@ -143,8 +143,9 @@ void journal_append_abandon(struct journal *journal, struct journal_append *appe
 /* --- Checkpoints ---- */
 
 /* While held, the tail does not pass this position: that of the tail or of an entry. Moves forward
- * only. */
-void journal_hold(struct journal *journal, uint64_t position);
+ * only. Suspends until the tail is there: everything before it must be finished. -EIO: it never
+ * will be. */
+task_fn int journal_hold(struct journal *journal, uint64_t position) must_check;
 void journal_release(struct journal *journal);
 
 /* Suspends until the tail has passed everything that was appended before this call (which must be

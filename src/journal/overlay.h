@@ -30,6 +30,9 @@ struct overlay_source {
 int overlay_create(const struct overlay_source *source, struct device *below, unsigned member,
                    uint64_t data_offset, struct device **out) must_check;
 
+/* Frees the overlay and gives back what was below it. */
+struct device *overlay_release(struct device *overlay);
+
 /* Puts the open cycles' blocks over [offset, offset + length) of the array, which has been read
  * into memory; all multiples of 4096. -EIO: a block could not be read, or is not what its checksum
  * says. */

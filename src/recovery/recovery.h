@@ -20,7 +20,7 @@
  *     (same tail, same sequence) after everything behind its end has been overwritten with zeros.
  *
  * V5. Memory is bounded by the budget: a log with more blocks than fit in its index is replayed in
- *     passes over parts of the stripes.
+ *     passes over parts of the stripes. Data-only stripes have to fit as a whole.
  *
  * See the journal specification, section 9.
  */
@@ -63,6 +63,11 @@ struct recovery_config {
 task_fn int recovery_scan(const struct recovery_config *config, struct recovery **out,
                           struct error *error) must_check;
 void recovery_destroy(struct recovery *recovery);
+
+/* A log that begins anew, empty: a random sequence number in an empty entry at position 0, durable.
+ * What the ring held before is lost once a superblock's tail says 0. */
+task_fn int recovery_new_log(struct device *device, const struct superblock *journal,
+                             struct error *error) must_check;
 
 const struct journal_scan *recovery_log(const struct recovery *recovery);
 /* NULL where they did not fit: V5. Valid until recovery_replay. */

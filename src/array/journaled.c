@@ -1,0 +1,376 @@
+/*
+ * journaled.c: an array's journal: recovered at the start, kept, drained at a stop; and what
+ * happens when it fails (array.h, R5 and R6).
+ */
+#include "array/internal.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+/* Of the budget, for recovery beside the engine: its index and buffers. */
+#define RECOVERY_SHARE 8u
+
+static struct candidate *
+journal_of(struct array *array)
+{
+    return &array->candidates[array->journal_candidate];
+}
+
+/* --- Reading the log ------------------------------------------------------------------------- */
+
+static void
+recovery_progress(void *owner, const struct recovery_progress *progress)
+{
+    struct array *array = owner;
+    struct array_event event = {
+        .kind = ARRAY_RECOVERY_PROGRESS,
+        .member = NO_MEMBER,
+        .phase = progress->phase,
+        .done_bytes = progress->done_bytes,
+        .total_bytes = progress->total_bytes,
+        .rate_bytes_per_s = progress->rate_bytes_per_s,
+        .remaining_ms = progress->remaining_ms,
+    };
+
+    if (array->config.event != NULL)
+        array->config.event(array->config.owner, &event);
+}
+
+static task_fn int
+scan(struct array *array, struct error *error)
+{
+    const struct recovery_config config = {
+        .loop = array->loop,
+        .device = journal_of(array)->device,
+        .journal = &journal_of(array)->superblock,
+        .geometry = &array->assembly.geometry,
+        .memory_bytes = array->config.readonly ? array->config.memory_bytes
+                                               : array->config.memory_bytes / RECOVERY_SHARE,
+        .whole_index = array->config.readonly,
+        .unreadable_is_end = array->config.force & FORCE_TRUNCATE_JOURNAL,
+        .progress = recovery_progress,
+        .owner = array,
+    };
+
+    return recovery_scan(&config, &array->recovery, error);
+}
+
+/* By force: what the log held is lost, so no parity is known good any more. */
+static task_fn int
+begin_new_log(struct array *array, struct error *error)
+{
+    struct candidate *journal = journal_of(array);
+    int result;
+
+    if (array->assembly.degraded > 0 && !(array->config.force & FORCE_DIRTY_DEGRADED))
+        return error_set(error, -EUCLEAN,
+                         "--force=new-journal,dirty-degraded starts it nevertheless\n"
+                         "without what the journal held parity may be wrong, and the array is "
+                         "degraded: what is reconstructed may be garbage");
+    result = recovery_new_log(journal->device, &journal->superblock, error);
+    if (result < 0)
+        return result;
+    journal->superblock.journal_tail_sectors = 0;
+    array->unsynced.from = array->recorded_resync_from = 0;
+    array->unsynced.believed = array->assembly.degraded > 0;
+    array_tell(array, ARRAY_WARNING, NO_MEMBER,
+               "%s: a new log is begun: what only the old one had is lost, and all parity is made "
+               "again",
+               journal->device->name);
+    return scan(array, error);
+}
+
+task_fn int
+array_journal_scan(struct array *array, struct error *error)
+{
+    struct candidate *journal = journal_of(array);
+    int result = scan(array, error);
+
+    if (result == -EBADMSG && (array->config.force & FORCE_NEW_JOURNAL) && !array->config.readonly)
+        result = begin_new_log(array, error);
+    if (result < 0)
+        return result;
+    array->journal_tail = journal->superblock.journal_tail_sectors * SECTOR_BYTES;
+    array->log_seen = true;
+    array->log = *recovery_log(array->recovery);
+    recovery_counts(array->recovery, &array->log_counts);
+    return 0;
+}
+
+/* --- The view of a log that is left alone ---------------------------------------------------- */
+
+static int
+overlay_start(struct array *array, struct error *error)
+{
+    const struct journal_records *records = recovery_records(array->recovery);
+
+    if (records->count == 0)
+        return 0;
+    array->overlay = (struct overlay_source){
+        .loop = array->loop,
+        .journal = journal_of(array)->device,
+        .journal_data_offset = superblock_data_offset_bytes(&journal_of(array)->superblock),
+        .records = records,
+    };
+    for (unsigned m = 0; m < array->assembly.members; ++m) {
+        struct member *member = &array->members[m];
+        struct device *overlay;
+
+        if (member->state == MEMBER_MISSING)
+            continue;
+        if (overlay_create(&array->overlay, member->device, m, member->data_offset, &overlay) < 0) {
+            while (m-- > 0)
+                if (array->members[m].state != MEMBER_MISSING)
+                    array->candidates[array->member_candidate[m]].device =
+                        overlay_release(array->members[m].device);
+            return error_set(error, -ENOMEM, "no memory for the view of the journal");
+        }
+        member->device = array->candidates[array->member_candidate[m]].device = overlay;
+    }
+    array->overlaid = true;
+    return 0;
+}
+
+/* Where the engine cannot read a stripe, blocks that the log holds may still be all that is asked
+ * for. */
+static task_fn int
+read_block_by_block(struct array *array, uint8_t *memory, uint64_t offset, uint64_t length)
+{
+    for (; length > 0; memory += BLOCK_BYTES, offset += BLOCK_BYTES, length -= BLOCK_BYTES) {
+        int result;
+
+        if (overlay_covers(&array->overlay, offset, BLOCK_BYTES))
+            continue;
+        result = engine_read(array->engine, memory, offset, BLOCK_BYTES);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+task_fn int
+array_read_overlaid(struct array *array, void *memory, uint64_t offset, uint64_t length)
+{
+    int result = engine_read(array->engine, memory, offset, length);
+
+    if (result < 0)
+        result = read_block_by_block(array, memory, offset, length);
+    return result < 0 ? result : overlay_read_open(&array->overlay, memory, offset, length);
+}
+
+const struct journal_records *
+array_log_records(const struct array *array)
+{
+    return array->recovery == NULL ? NULL : recovery_records(array->recovery);
+}
+
+/* --- What the journal asks and tells --------------------------------------------------------- */
+
+static task_fn int
+flush_members(void *owner)
+{
+    struct array *array = owner;
+
+    engine_flush_members(array->engine);
+    superblocks_record_failures(array);
+    return array_beyond_parity(array) ? -EIO : 0;
+}
+
+static task_fn int
+record_tail(void *owner, uint64_t tail_bytes)
+{
+    return superblocks_record_tail(owner, tail_bytes);
+}
+
+static void
+journal_told_failure(void *owner, int error, const char *operation)
+{
+    array_journal_failed(owner, error, operation);
+}
+
+void
+array_journal_failed(struct array *array, int error, const char *operation)
+{
+    if (array->journal_failed)
+        return;
+    array->journal_failed = true;
+    array_tell(array, ARRAY_JOURNAL_FAILED, NO_MEMBER,
+               "%s: the journal failed: %s: %s; the array takes no more writes. Stop it, and start "
+               "it with --force=drop-journal to go on without a journal",
+               journal_of(array)->device->name, operation, strerror(-error));
+    if (array->journal_guard != NULL) {
+        task_wake(array->loop, array->journal_guard);
+        array->journal_guard = NULL;
+    }
+}
+
+/* R6, in its order. The engine has stopped by itself: what is not durable in the log gets -EIO. */
+static task_fn void
+journal_give_up(struct array *array)
+{
+    uint64_t resync_from;
+
+    /* A journal whose superblock failed, and not its log, takes no appends any more either. */
+    journal_end_waiting(array->journal);
+    /* Before the members change any more: a crash now could not count on the log. */
+    if (journal_unfinished(array->journal))
+        ignored(superblocks_update(array, 0)); /* more members gone than parity covers: no more is
+                                                  recorded */
+    while (array->writes_in_flight > 0)
+        wait_queue_wait(array->loop, &array->quiet);
+    resync_from = journal_unfinished(array->journal) ? 0 : unsynced_first(&array->unsynced);
+    array->journal_struck_off = true;
+    /* Each flushes the members first. Two, so that the journal's device is out of the window in
+     * which one update behind is current. */
+    for (unsigned i = 0; i < 2; ++i)
+        if (superblocks_update(array, resync_from) < 0)
+            return;
+}
+
+static void
+journal_guard_main(void *arg)
+{
+    struct array *array = arg;
+
+    if (!array->journal_failed && !array->stopping) {
+        array->journal_guard = task_self(array->loop);
+        task_suspend(array->loop);
+    }
+    if (array->journal_failed && !array->failed)
+        journal_give_up(array);
+    array->journal_guard_alive = false;
+    wait_queue_wake_all(array->loop, &array->quiet);
+}
+
+/* --- Start ----------------------------------------------------------------------------------- */
+
+static void
+recovery_member_failed(void *owner, unsigned member, int error, const char *operation)
+{
+    array_member_failed(owner, member, error, operation);
+}
+
+static task_fn void
+recovery_failures_recorded(void *owner)
+{
+    superblocks_record_failures(owner);
+}
+
+static bool
+recovery_beyond_parity(void *owner)
+{
+    return array_beyond_parity(owner);
+}
+
+/* Two updates: no copy of a device from an earlier session is within one of us then. */
+static task_fn int
+restart_recorded(void *owner, uint64_t tail_bytes)
+{
+    struct array *array = owner;
+    int result;
+
+    array->journal_tail = tail_bytes;
+    result = superblocks_update(array, RESYNC_AS_RECORDED);
+    if (result == 0)
+        result = superblocks_update(array, RESYNC_AS_RECORDED);
+    return result == 0 && array->journal_failed ? -EIO : result;
+}
+
+/* The log to the members, and a new beginning. */
+static task_fn int
+recover(struct array *array, struct error *error)
+{
+    const struct candidate *journal = journal_of(array);
+    const struct recovery_target target = {
+        .engine = array->engine,
+        .members = array->members,
+        .members_count = array->assembly.members,
+        .owner = array,
+        .member_failed = recovery_member_failed,
+        .failures_recorded = recovery_failures_recorded,
+        .restart_recorded = restart_recorded,
+        .beyond_parity = recovery_beyond_parity,
+    };
+    struct journal_config config = {
+        .loop = array->loop,
+        .device = journal->device,
+        .data_offset = superblock_data_offset_bytes(&journal->superblock),
+        .members = array->assembly.members,
+        .discard = journal->device->punch_zeroes && journal->device->block_device,
+        .owner = array,
+        .flush_members = flush_members,
+        .record_tail = record_tail,
+        .failed = journal_told_failure,
+    };
+    int result;
+
+    journal_geometry_init(&config.geometry, &journal->superblock);
+    result = recovery_replay(array->recovery, &target, error);
+    if (result == 0)
+        result = recovery_restart(array->recovery, &target, &config, &array->journal, error);
+    if (result < 0)
+        return result;
+    engine_set_journal(array->engine, array->journal);
+    result = recovery_write_out(array->recovery, &target, array->journal, error);
+    recovery_destroy(array->recovery);
+    array->recovery = NULL;
+    return result;
+}
+
+static void
+tell_recovered(struct array *array)
+{
+    const struct recovery_counts *counts = &array->log_counts;
+
+    if (counts->data_only_stripes + counts->data_parity_stripes == 0)
+        array_tell(array, ARRAY_RECOVERY_DONE, NO_MEMBER, "%s: the journal is clean",
+                   journal_of(array)->device->name);
+    else
+        array_tell(array, ARRAY_RECOVERY_DONE, NO_MEMBER,
+                   "%s: %s %" PRIu64 " data-only and %" PRIu64 " data-parity stripes from %" PRIu64
+                   " entries of the journal",
+                   journal_of(array)->device->name,
+                   array->config.readonly ? "showing" : "recovered", counts->data_only_stripes,
+                   counts->data_parity_stripes, array->log.entries);
+}
+
+task_fn int
+array_journal_start(struct array *array, struct error *error)
+{
+    int result = array->config.readonly ? overlay_start(array, error) : recover(array, error);
+
+    if (result < 0)
+        return result;
+    tell_recovered(array);
+    if (array->config.readonly)
+        return 0;
+    array->journal_guard_alive = true;
+    task_start_wait(array->loop, journal_guard_main, array);
+    return 0;
+}
+
+/* --- Stop ------------------------------------------------------------------------------------ */
+
+task_fn int
+array_journal_stop(struct array *array)
+{
+    int result = 0;
+
+    if (!array->failed && !array->journal_failed)
+        result = journal_drain(array->journal);
+    if (array->journal_guard != NULL) {
+        task_wake(array->loop, array->journal_guard);
+        array->journal_guard = NULL;
+    }
+    while (array->journal_guard_alive)
+        wait_queue_wait(array->loop, &array->quiet);
+    return array->journal_failed ? -EIO : result;
+}
+
+task_fn void
+array_journal_destroy(struct array *array)
+{
+    if (array->journal != NULL)
+        journal_destroy(array->journal);
+    array->journal = NULL;
+}

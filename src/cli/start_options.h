@@ -1,0 +1,19 @@
+/*
+ * start_options.h: options of every subcommand that starts an array.
+ */
+#ifndef STRIPELOG_CLI_START_OPTIONS_H
+#define STRIPELOG_CLI_START_OPTIONS_H
+
+#include "base/base.h"
+
+#define MEMORY_BYTES_DEFAULT (256 * MIB)
+#define MEMORY_BYTES_MIN     (64 * MIB)
+
+/* --force[=DANGER,...]: adds to the set (assemble.h); text NULL is dirty-degraded. -1, or the exit
+ * status after a message. */
+int force_parse(const char *command, const char *text, unsigned *force) must_check;
+
+/* --memory=SIZE. -1, or the exit status after a message. */
+int memory_parse(const char *command, const char *text, uint64_t *memory_bytes) must_check;
+
+#endif
