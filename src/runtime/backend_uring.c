@@ -10,6 +10,10 @@
  * the interrupting of the loop; where they are unknown the plain ring does the same work. Needed is
  * what Linux 5.11 has: timeouts in the wait, and no completion ever dropped.
  *
+ * Memory that the loop is told of is registered with the ring, as a hint: a transfer of one vector
+ * in it then goes without looking up and pinning its pages. Files are not: the ring would hold them
+ * (and the locks on them) for some time after the end of a process that was killed.
+ *
  * user_data is the operation's address; two low bits are ours: USER_POLL says that the completion
  * is of a poll after which the operation itself is tried again (a socket or listener that said
  * EAGAIN because it is non-blocking), USER_WAKE alone is the eventfd.
@@ -31,9 +35,21 @@
 #define USER_WAKE         2u
 #define FEATURES_NEEDED   (IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL)
 #define OUT_OF_MEMORY_NAP 1000000L /* ns before the kernel is asked again */
+#define REGIONS           8u
+#define REGION_BYTES_MAX  GIB /* what the kernel takes as one buffer */
+
+/* Memory that is registered as the buffer of its index; none if bytes is 0. */
+struct region {
+    const char *at;
+    uint64_t bytes;
+    const void *arena; /* as it was told */
+};
 
 struct uring {
     struct io_uring ring;
+    struct region regions[REGIONS];
+    unsigned regions_end; /* those in use are below; 0 also where none can be registered */
+    bool regions_possible;
     struct loop_io *queue_first, **queue_end; /* not yet in the ring */
     int wake_fd;
     uint64_t wake_count; /* the eventfd's read */
@@ -55,23 +71,50 @@ single_length(const struct loop_io *io)
     return (unsigned)min_u64(io->iov[0].iov_len, TRANSFER_MAX);
 }
 
+/* The registered buffer that holds all of it, or -1. */
+static int
+region_of(const struct uring *uring, const struct iovec *vector)
+{
+    const char *const at = vector->iov_base;
+
+    for (unsigned i = 0; i < uring->regions_end; i++) {
+        const struct region *const region = &uring->regions[i];
+
+        if (at >= region->at && (uint64_t)(at - region->at) < region->bytes)
+            return vector->iov_len <= region->bytes - (uint64_t)(at - region->at) ? (int)i : -1;
+    }
+    return -1;
+}
+
 static void
-prepare(struct io_uring_sqe *sqe, const struct loop_io *io)
+prepare_transfer(const struct uring *uring, struct io_uring_sqe *sqe, const struct loop_io *io)
+{
+    const int region = io->iov_count == 1 ? region_of(uring, io->iov) : -1;
+    const bool read = io->kind == LOOP_READV;
+
+    if (io->iov_count != 1)
+        (read ? io_uring_prep_readv : io_uring_prep_writev)(sqe, io->fd, io->iov, io->iov_count,
+                                                            io->offset);
+    else if (region < 0 && read)
+        io_uring_prep_read(sqe, io->fd, io->iov[0].iov_base, single_length(io), io->offset);
+    else if (region < 0)
+        io_uring_prep_write(sqe, io->fd, io->iov[0].iov_base, single_length(io), io->offset);
+    else if (read)
+        io_uring_prep_read_fixed(sqe, io->fd, io->iov[0].iov_base, single_length(io), io->offset,
+                                 region);
+    else
+        io_uring_prep_write_fixed(sqe, io->fd, io->iov[0].iov_base, single_length(io), io->offset,
+                                  region);
+    sqe->rw_flags = io->rw_flags;
+}
+
+static void
+prepare(const struct uring *uring, struct io_uring_sqe *sqe, const struct loop_io *io)
 {
     switch (io->kind) {
     case LOOP_READV:
-        if (io->iov_count == 1)
-            io_uring_prep_read(sqe, io->fd, io->iov[0].iov_base, single_length(io), io->offset);
-        else
-            io_uring_prep_readv(sqe, io->fd, io->iov, io->iov_count, io->offset);
-        sqe->rw_flags = io->rw_flags;
-        break;
     case LOOP_WRITEV:
-        if (io->iov_count == 1)
-            io_uring_prep_write(sqe, io->fd, io->iov[0].iov_base, single_length(io), io->offset);
-        else
-            io_uring_prep_writev(sqe, io->fd, io->iov, io->iov_count, io->offset);
-        sqe->rw_flags = io->rw_flags;
+        prepare_transfer(uring, sqe, io);
         break;
     case LOOP_FDATASYNC:
         io_uring_prep_fsync(sqe, io->fd, IORING_FSYNC_DATASYNC);
@@ -103,7 +146,7 @@ uring_submit(void *self, struct loop_io *io)
     struct io_uring_sqe *const sqe = uring->queue_first ? NULL : io_uring_get_sqe(&uring->ring);
 
     if (sqe) {
-        prepare(sqe, io);
+        prepare(uring, sqe, io);
         return;
     }
     io->next = NULL;
@@ -157,7 +200,7 @@ drain_queue(struct uring *uring)
         uring->queue_first = io->next;
         if (!uring->queue_first)
             uring->queue_end = &uring->queue_first;
-        prepare(sqe, io);
+        prepare(uring, sqe, io);
     }
 }
 
@@ -304,6 +347,48 @@ uring_interrupt(void *self)
     assert(rc == (ssize_t)sizeof one); /* 2^64 - 2 of them would be needed to fill it */
 }
 
+/* --- Memory ------------------------------------------------------------------------------------
+ */
+
+static void
+uring_memory_known(void *self, void *arena, uint64_t bytes)
+{
+    struct uring *const uring = self;
+    char *at = arena;
+
+    for (unsigned i = 0; i < REGIONS && bytes > 0 && uring->regions_possible; i++) {
+        struct region *const region = &uring->regions[i];
+        const struct iovec vector = {.iov_base = at, .iov_len = min_u64(bytes, REGION_BYTES_MAX)};
+        __u64 tag = 0;
+
+        if (region->bytes > 0)
+            continue;
+        if (io_uring_register_buffers_update_tag(&uring->ring, i, &vector, &tag, 1) != 1)
+            return; /* more than the user may lock in memory, most likely */
+        *region = (struct region){.at = at, .bytes = vector.iov_len, .arena = arena};
+        uring->regions_end = (unsigned)max_u64(uring->regions_end, i + 1);
+        at += vector.iov_len;
+        bytes -= vector.iov_len;
+    }
+}
+
+static void
+uring_memory_forget(void *self, const void *arena)
+{
+    struct uring *const uring = self;
+
+    for (unsigned i = 0; i < uring->regions_end; i++) {
+        const struct iovec none = {0};
+        __u64 tag = 0;
+
+        if (uring->regions[i].bytes == 0 || uring->regions[i].arena != arena)
+            continue;
+        ignored(io_uring_register_buffers_update_tag(&uring->ring, i, &none, &tag,
+                                                     1)); /* goes with the ring at the latest */
+        uring->regions[i] = (struct region){0};
+    }
+}
+
 /* --- Life ----------------------------------------------------------------------------------- */
 
 static int
@@ -352,6 +437,8 @@ static const struct loop_backend uring_backend = {
     .now_ns = backend_now_ns,
     .wall_us = backend_wall_us,
     .interrupt = uring_interrupt,
+    .memory_known = uring_memory_known,
+    .memory_forget = uring_memory_forget,
     .destroy = uring_destroy,
 };
 
@@ -377,6 +464,8 @@ backend_uring_create(const struct loop_backend **backend, void **self, struct er
         free(uring);
         return error_set(error, rc, "cannot set up io_uring: %s", strerror(-rc));
     }
+    uring->regions_possible =
+        io_uring_register_buffers_sparse(&uring->ring, REGIONS) == 0; /* 5.19 */
     *backend = &uring_backend;
     *self = uring;
     return 0;

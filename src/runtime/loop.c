@@ -370,3 +370,17 @@ loop_io_wait(struct loop *loop, struct loop_io *io)
     task_suspend(loop);
     return io->result;
 }
+
+void
+loop_memory_known(struct loop *loop, void *at, uint64_t bytes)
+{
+    if (loop->backend->memory_known)
+        loop->backend->memory_known(loop->self, at, bytes);
+}
+
+void
+loop_memory_forget(struct loop *loop, const void *at)
+{
+    if (loop->backend->memory_forget)
+        loop->backend->memory_forget(loop->self, at);
+}

@@ -43,6 +43,9 @@ struct loop_backend {
     uint64_t (*wall_us)(void *self);
     /* Makes a wait return, from any thread; may be NULL (simulator). */
     void (*interrupt)(void *self);
+    /* As loop_memory_known and loop_memory_forget; may be NULL (both). */
+    void (*memory_known)(void *self, void *at, uint64_t bytes);
+    void (*memory_forget)(void *self, const void *at);
     void (*destroy)(void *self);
 };
 
@@ -142,6 +145,12 @@ struct loop_io {
 void loop_io_submit(struct loop *loop, struct loop_io *io);
 /* Submits and waits. io->done is the loop's. Returns io->result. */
 task_fn int loop_io_wait(struct loop *loop, struct loop_io *io);
+
+/* Says that much I/O will be done with this memory, which is there and stays until it is forgotten:
+ * where the system can, it is pinned once instead of at each operation. Only a hint. No I/O with it
+ * may be under way when it is forgotten. */
+void loop_memory_known(struct loop *loop, void *at, uint64_t bytes);
+void loop_memory_forget(struct loop *loop, const void *at);
 
 /* To end a pending RECV, SENDMSG, ACCEPT: shutdown(2) the socket; it then completes. */
 

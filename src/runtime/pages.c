@@ -139,6 +139,8 @@ pages_create(struct loop *loop, uint64_t bytes, bool touch, struct pages **out)
         free_push(pages, at, order);
         at += 1u << order;
     }
+    if (touch)
+        loop_memory_known(loop, pages->arena, pages->total_bytes);
     annotate_memory_off(pages->arena, pages->total_bytes);
     *out = pages;
     return 0;
@@ -148,6 +150,7 @@ void
 pages_destroy(struct pages *pages)
 {
     assert(pages->free_bytes == pages->total_bytes);
+    loop_memory_forget(pages->loop, pages->arena);
     annotate_memory_on(pages->mapping, pages->mapping_bytes);
     (void)munmap(pages->mapping, pages->mapping_bytes); /* fails only on a wrong range */
     free(pages->blocks);

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -772,6 +773,81 @@ thousands_of_file_operations_at_once_all_complete(void **state)
     free(story);
 }
 
+/* Eight blocks, of which the middle four are known. */
+struct known {
+    struct scene *scene;
+    char *memory;
+    int fd;
+};
+
+#define KNOWN_BLOCK  4096u
+#define KNOWN_BLOCKS 8u
+
+static char *
+known_map(char *at)
+{
+    char *const memory = mmap(at, KNOWN_BLOCKS * KNOWN_BLOCK, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | (at ? MAP_FIXED : 0), -1, 0);
+
+    assert_true(memory != MAP_FAILED);
+    return memory;
+}
+
+/* Writes every run of blocks from memory, and reads it back into memory. */
+static void
+known_transfer_all(struct known *known, char fill)
+{
+    for (unsigned first = 0; first < KNOWN_BLOCKS; first++)
+        for (unsigned count = 1; first + count <= KNOWN_BLOCKS; count++) {
+            char *const at = known->memory + first * KNOWN_BLOCK;
+            struct iovec iov = {at, count * KNOWN_BLOCK};
+            struct loop_io io = {.kind = LOOP_WRITEV, .fd = known->fd, .iov = &iov, .iov_count = 1};
+
+            memset(at, fill + (int)count, iov.iov_len);
+            assert_int_equal(loop_io_wait(known->scene->loop, &io), iov.iov_len);
+            memset(at, 0, iov.iov_len);
+            io.kind = LOOP_READV;
+            assert_int_equal(loop_io_wait(known->scene->loop, &io), iov.iov_len);
+            for (size_t i = 0; i < iov.iov_len; i++)
+                assert_int_equal(at[i], fill + (int)count);
+        }
+}
+
+static void
+known_story(void *arg)
+{
+    struct known *const known = arg;
+    struct loop *const loop = known->scene->loop;
+    char *const middle = known->memory + 2 * KNOWN_BLOCK;
+
+    loop_memory_known(loop, middle, 4 * KNOWN_BLOCK);
+    known_transfer_all(known, 1);
+    loop_memory_forget(loop, middle);
+    /* Other memory at the same address: what was pinned is not it. */
+    assert_int_equal(munmap(known->memory, KNOWN_BLOCKS * KNOWN_BLOCK), 0);
+    known_map(known->memory);
+    known_transfer_all(known, 40);
+    /* More than can be known: the rest works as well. */
+    for (unsigned i = 0; i < 20; i++)
+        loop_memory_known(loop, known->memory, KNOWN_BLOCKS * KNOWN_BLOCK);
+    known_transfer_all(known, 80);
+    loop_memory_forget(loop, known->memory);
+}
+
+static void
+transfers_are_right_in_across_and_beside_known_memory(void **state)
+{
+    struct known known = {.scene = in_scene(state), .memory = known_map(NULL)};
+    char path[] = "/tmp/stripelog-test-loop-XXXXXX";
+
+    known.fd = mkstemp(path);
+    assert_true(known.fd >= 0);
+    assert_int_equal(unlink(path), 0);
+    loop_run_task(known.scene->loop, known_story, &known);
+    assert_int_equal(munmap(known.memory, KNOWN_BLOCKS * KNOWN_BLOCK), 0);
+    assert_int_equal(close(known.fd), 0);
+}
+
 static void
 read_of_a_bad_descriptor(void *arg)
 {
@@ -930,6 +1006,7 @@ main(void)
         on_both(poll_tells_when_a_descriptor_is_readable),
         on_both(closed_and_reused_descriptor_is_waited_for_anew),
         on_both(thousands_of_file_operations_at_once_all_complete),
+        on_both(transfers_are_right_in_across_and_beside_known_memory),
         on_both(bad_descriptor_is_an_error),
         on_both(busy_tasks_do_not_starve_completions_and_timers),
         cmocka_unit_test(threads_are_chosen_where_io_uring_is_refused),
