@@ -9,7 +9,6 @@
  * of JSON: requests, rates, its own CPU, and with --server-pid the server's CPU in between.
  */
 #include "nbd/protocol.h"
-#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -198,9 +197,6 @@ connection_open(struct connection *c, const struct load *load)
     }
     option_write(c->fd, NBD_OPT_GO, go, sizeof go);
     size = option_finish(c->fd);
-    if (fcntl(c->fd, F_SETFL, O_NONBLOCK) < 0)
-        fail_errno("fcntl");
-
     c->may_send = load->depth;
     c->output = calloc(load->depth, each);
     c->input = malloc(INPUT_BYTES);
@@ -249,19 +245,20 @@ connection_send(struct state *s, struct connection *c, bool more)
     }
     if (c->output_at == c->output_end)
         return;
-    sent = send(c->fd, c->output + c->output_at, c->output_end - c->output_at, MSG_NOSIGNAL);
+    sent = send(c->fd, c->output + c->output_at, c->output_end - c->output_at,
+                MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0 && errno != EAGAIN)
         fail_errno("send");
     c->output_at += sent > 0 ? (size_t)sent : 0;
 }
 
-/* Takes what there is, and counts the answers in it. */
+/* Takes what there is, and counts the answers in it. flags: MSG_DONTWAIT, or 0 to wait for it. */
 static void
-connection_receive(struct state *s, struct connection *c)
+connection_receive(struct state *s, struct connection *c, int flags)
 {
     const struct load *const load = s->load;
     const uint32_t data_bytes = load->write ? 0 : load->block_bytes;
-    const ssize_t got = read(c->fd, c->input + c->input_end, INPUT_BYTES - c->input_end);
+    const ssize_t got = recv(c->fd, c->input + c->input_end, INPUT_BYTES - c->input_end, flags);
     size_t at = 0;
 
     if (got < 0 && errno == EAGAIN)
@@ -325,11 +322,16 @@ load_run(struct state *s)
         }
         if (s->done == s->sent)
             continue;
+        /* Alone, and with nothing left to send: no need to ask first. */
+        if (count == 1 && polls[0].events == POLLIN) {
+            connection_receive(s, &s->connections[0], 0);
+            continue;
+        }
         if (poll(polls, count, 10000) <= 0)
             fail("no answer for ten seconds");
         for (unsigned i = 0; i < count; i++)
             if (polls[i].revents & ~POLLOUT)
-                connection_receive(s, &s->connections[i]);
+                connection_receive(s, &s->connections[i], MSG_DONTWAIT);
     }
 }
 
