@@ -401,8 +401,8 @@ array_run(struct array *array, struct error *error)
     if (array->journal_candidate >= 0) {
         result = array_journal_start(array, error);
         if (result < 0) {
-            engine_destroy(array->engine);
             array_journal_destroy(array);
+            engine_destroy(array->engine);
             io_pool_fini(&array->superblock_ios);
             return result;
         }
@@ -515,8 +515,8 @@ array_destroy(struct array *array)
         array->failed = true;       /* says nothing more on disk */
         ignored(array_stop(array)); /* it writes nothing any more */
     }
-    engine_destroy(array->engine);
     array_journal_destroy(array);
+    engine_destroy(array->engine);
     io_pool_fini(&array->superblock_ios);
     array_free(array, true);
     task_yield(loop); /* the tasks of overlays end */

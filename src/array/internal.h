@@ -84,7 +84,7 @@ task_fn int array_journal_scan(struct array *array, struct error *error) must_ch
 task_fn int array_journal_start(struct array *array, struct error *error) must_check;
 /* At a stop, with no request under way: everything written out, the log empty. */
 task_fn int array_journal_stop(struct array *array) must_check;
-/* After the engine. */
+/* With no request under way, and before the engine: a checkpoint may be flushing the members. */
 task_fn void array_journal_destroy(struct array *array);
 /* A read of an array that is laid over by its log. */
 task_fn int array_read_overlaid(struct array *array, void *memory, uint64_t offset,
