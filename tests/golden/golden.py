@@ -60,6 +60,27 @@ class Case:
             raise GoldenError(f"{self.name}: the content that its JSON describes has another sum than the JSON says")
         return made
 
+    def broken_promises(self, content):
+        """The sectors that hold neither their last durable write nor one sent later, whatever the kernel read there.
+
+        By the `fills` and `writes` of the JSON, for an array with a journal: {sector: seeds it may hold}.
+        """
+        allowed = {}
+        sent = [(seed, offset, length, "durable") for seed, offset, length in self.facts["fills"]]
+        sent += [write[1:] for write in self.facts["writes"] if write[0] != "flush" and write[4] != "unsent"]
+        for seed, offset, length, state in sent:
+            for sector in range(offset // SECTOR, (offset + length) // SECTOR):
+                if state == "durable":
+                    allowed[sector] = [seed]
+                else:
+                    allowed.setdefault(sector, [0]).append(seed)
+        broken = {}
+        for sector in range(self.array_bytes // SECTOR):
+            seeds = allowed.get(sector, [0])
+            if content[sector * SECTOR:(sector + 1) * SECTOR] not in [written(sector, seed) for seed in seeds]:
+                broken[sector] = seeds
+        return broken
+
     def unpack(self, directory):
         """The images' paths by file name; only this array's are unpacked."""
         # --occurrence lets tar stop at the last of them.
@@ -80,6 +101,11 @@ def content_of_numbers(size):
     return b"".join(struct.pack("<Q", number) * (BLOCK // 8) for number in range(size // BLOCK))
 
 
+def written(sector, seed):
+    """What write number `seed` puts into a sector; 0: nobody wrote."""
+    return struct.pack("<QQ", sector, seed) * (SECTOR // 16) if seed else bytes(SECTOR)
+
+
 def content_of_writes(facts):
     """Each sector is 32 times its own number and the seed of its last write; seed 0 is zeros."""
     pieces = []
@@ -88,11 +114,7 @@ def content_of_writes(facts):
         if first != expected_next:
             raise GoldenError(f"{facts['name']}: the content has a hole at sector {expected_next}")
         expected_next = first + count
-        if seed == 0:
-            pieces.append(bytes(count * SECTOR))
-        else:
-            pieces.extend(struct.pack("<QQ", sector, seed) * (SECTOR // 16)
-                          for sector in range(first, first + count))
+        pieces.extend(written(sector, seed) for sector in range(first, first + count))
     if expected_next * SECTOR != facts["array_bytes"]:
         raise GoldenError(f"{facts['name']}: the content ends at sector {expected_next}")
     return b"".join(pieces)

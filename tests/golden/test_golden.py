@@ -1,20 +1,24 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The program on arrays that the kernel made, without writing to them.
+"""The program on arrays that the kernel made, cleanly stopped or with a journal that it left full.
 
 Every array is served with --readonly from images of mode 0444 and read over NBD
 by nbdcopy, complete and with every member (RAID-6: every two) left out; what
-comes must be what the kernel itself read from it, bit for bit. Afterwards the
-images are what they were.
+comes must be what the kernel itself read from it, after its own recovery, bit
+for bit. Afterwards the images are what they were.
 
-A dirty journal is refused for now, in words that say what it holds.
+Copies of those with a journal are then recovered, by `recover` and by `serve`,
+complete and with each member left out, with the same result; and read once more
+with every member left out, so that each block of parity is used.
 
-    test_golden.py [layouts | journals] [TEST ...]
+    test_golden.py [layouts | shown | recovered] [TEST ...]
 """
 
+import hashlib
 import itertools
+import json
 import os
-import re
+import shutil
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -22,9 +26,15 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "e2e"))
 sys.path.insert(0, HERE)
 
 import golden  # pylint: disable=wrong-import-position
-from harness import Server, expect, main, need_program, serve_refused  # pylint: disable=wrong-import-position
+from harness import (Server, expect, main, need_program, rng_for, serve_refused,  # pylint: disable=wrong-import-position
+                     stripelog, writes_random)
 
 CASES = golden.cases()
+JOURNALED = [case for case in CASES.values() if not case.is_layout]
+# Where a member's data begins, in the arrays with a journal: what lies before is superblocks.
+DATA_OFFSET = 1 << 20
+# The least memory, which is touched at start: there are hundreds of starts here.
+MEMORY = "--memory=64M"
 
 
 class Images:
@@ -46,10 +56,17 @@ class Images:
                 for path in self.paths.values()}
 
     def given(self, missing=(), journal=True):
-        """What to call serve with: the journal first and the roles backwards, for order must not matter."""
-        roles = [self.paths[name] for role, name in enumerate(self.case.members) if name and role not in missing]
-        extra = [self.paths[self.case.journal]] if self.case.journal and journal else []
-        return extra + roles[::-1]
+        return devices(self.case, self.paths, missing, journal)
+
+    def copy(self, work, name):
+        """A copy to write to, sparse as the images are: paths by file name."""
+        folder = os.path.join(work, name)
+        os.mkdir(folder)
+        paths = {}
+        for image, path in self.paths.items():
+            paths[image] = os.path.join(folder, image)
+            copy_sparse(path, paths[image])
+        return paths
 
     def __enter__(self):
         return self
@@ -59,6 +76,24 @@ class Images:
             after = self.state()
             changed = [os.path.basename(path) for path, state in self.before.items() if after[path] != state]
             expect(not changed, f"changed although nothing may write to them: {changed}")
+
+
+def copy_sparse(source, target):
+    zeros = bytes(golden.PIECE)
+    with open(source, "rb") as old, open(target, "wb") as new:
+        while piece := old.read(golden.PIECE):
+            if piece == zeros[:len(piece)]:
+                new.seek(len(piece), os.SEEK_CUR)
+            else:
+                new.write(piece)
+        new.truncate(old.tell())
+
+
+def devices(case, paths, missing=(), journal=True):
+    """What to call the program with: the journal first and the roles backwards, for order must not matter."""
+    roles = [paths[name] for role, name in enumerate(case.members) if name and role not in missing]
+    extra = [paths[case.journal]] if case.journal and journal else []
+    return extra + roles[::-1]
 
 
 def opened_writable(process, paths):
@@ -75,21 +110,20 @@ def opened_writable(process, paths):
     return found
 
 
-def served(images, missing=(), journal=True):
-    """The content as nbdcopy reads it, and what the server had to say."""
-    # The least memory, which is touched at start: there are hundreds of starts here.
-    with Server(images.given(missing, journal), "--readonly", "--memory=64M") as server:
-        writable = opened_writable(server.process, {os.path.realpath(path) for path in images.paths.values()})
+def shown(given, *options):
+    """The content as nbdcopy reads it with --readonly, and what the server had to say."""
+    with Server(given, "--readonly", MEMORY, *options) as server:
+        writable = opened_writable(server.process, {os.path.realpath(path) for path in given})
         expect(not writable, f"opened for writing with --readonly: {writable}")
         content = golden.read_source(server.uri)
         said = server.errors()
     return content, said
 
 
-def expect_served(images, wanted, missing=(), journal=True):
-    content, said = served(images, missing, journal)
-    found = golden.difference(images.case, content, wanted)
-    expect(found is None, f"{images.case.name} without members {list(missing)}: {found}")
+def expect_shown(case, wanted, given, what, *options):
+    content, said = shown(given, *options)
+    found = golden.difference(case, content, wanted)
+    expect(found is None, f"{case.name}, {what}: {found}")
     return said
 
 
@@ -100,47 +134,151 @@ def losses(case):
     return [lost for count in range(spare + 1) for lost in itertools.combinations(present, count)]
 
 
+def demanded(case, content):
+    """What the array must read as, given what it does read as.
+
+    That is what the kernel read, where the kernel kept its promises. Where it
+    lost durable data, the content is judged by the manifest, and is then what
+    all other views have to agree with.
+    """
+    if not case.facts.get("problems"):
+        return case.content()
+    broken = case.broken_promises(content)
+    expect(not broken, f"{case.name}: {len(broken)} sectors have lost a durable write, the first "
+                       f"{next(iter(broken.items()), None)}")
+    return content
+
+
+def test_named(function, case, name):
+    function.__name__ = case.name.replace("layouts/", "layout_").replace("-", "_") + "_" + name
+    return function
+
+
 # --- one test an array ---
 
 
 def reads_as_the_kernel_did(case):
-    """A test that the array is read right, whoever is missing."""
+    """A test that the array is read right, whoever is missing, and left alone."""
 
     def test(work):
         need_program("nbdcopy")
-        wanted = case.content()
         with Images(case, work) as images:
+            content = shown(images.given())[0]
+            wanted = demanded(case, content)
             for missing in losses(case):
-                said = expect_served(images, wanted, missing)
-                expect(not missing or "degraded" in said, f"no warning without members {list(missing)}: {said!r}")
+                what = f"without members {list(missing)}"
+                said = expect_shown(case, wanted, images.given(missing), what)
+                expect(not missing or "degraded" in said, f"no warning {what}: {said!r}")
 
-    test.__name__ = case.name.replace("layouts/", "layout_").replace("-", "_") + "_reads_as_the_kernel_wrote_it"
-    return test
+    return test_named(test, case, "reads_as_the_kernel_wrote_it" if case.is_layout else "reads_as_recovered")
 
 
-def refuses_the_dirty_journal(case):
-    """A test that --readonly names what the journal holds, and touches nothing."""
+def leaves_the_originals_alone(case):
+    """A test that --dry-run says what is to be done, --to has the content, and neither writes."""
 
     def test(work):
+        target = os.path.join(work, "content")
         with Images(case, work) as images:
-            message = serve_refused(images.given(), "--readonly")
-            expect("journal" in message, f"it does not name the journal: {message!r}")
-            blocks = case.facts["journal_log"]["data_blocks"]
-            expect(re.search(rf"\bdata\b.*\b{blocks} block", message, re.I),
-                   f"it does not name the {blocks} blocks of data: {message!r}")
+            ended = stripelog("recover", "--dry-run", "--json", *images.given())
+            expect(ended.returncode == 0, ended.stderr)
+            told = json.loads(ended.stdout)
+            recovered = [line for line in case.facts["kernel"]["dmesg"] if "data-only stripes" in line]
+            counts = [int(word) for line in recovered for word in line.split("recovering ")[1].split() if word.isdigit()]
+            expect(told["data_only_stripes"] == (counts or [0])[0],
+                   f"{told['data_only_stripes']} data-only stripes, the kernel found {counts}")
+            expect(len(told["stripes"]) >= told["data_only_stripes"], "not every stripe is told")
+            for missing in losses(case)[:2]:
+                ended = stripelog("recover", f"--to={target}", *images.given(missing))
+                expect(ended.returncode == 0, ended.stderr)
+                content = golden.read_source(target)
+                os.unlink(target)
+                found = golden.difference(case, content, demanded(case, content))
+                expect(found is None, f"--to without members {list(missing)}: {found}")
 
-    test.__name__ = case.name.replace("-", "_") + "_is_refused_for_its_journal"
-    return test
+    return test_named(test, case, "recover_leaves_the_originals_alone")
 
 
-# --- the journal and who opens it how ---
+def data_sums(paths, names):
+    """Of what stands behind the superblocks."""
+    sums = {}
+    for name in names:
+        with open(paths[name], "rb") as image:
+            image.seek(DATA_OFFSET)
+            sums[name] = hashlib.sha256(image.read()).hexdigest()
+    return sums
+
+
+def recovered(given):
+    ended = stripelog("recover", MEMORY, *given)
+    expect(ended.returncode == 0, f"recover: {ended.returncode}\n{ended.stderr}")
+
+
+def expect_members_shown(case, wanted, paths, missing):
+    """That what was recovered is in the members: read without the journal, which may be in doubt then."""
+    options = ["--force=dirty-degraded"] if missing or None in case.members else []
+    expect_shown(case, wanted, devices(case, paths, missing, journal=False),
+                 f"recovered without members {list(missing)}, read without the journal", *options)
+
+
+def recovers_as_the_kernel_did(case):
+    """A test that `recover` leaves the right content with right parity, twice the same, and `serve` the same."""
+
+    def test(work):
+        need_program("nbdcopy")
+        members = [name for name in case.members if name]
+        with Images(case, work) as images:
+            paths = images.copy(work, "recovered")
+            recovered(devices(case, paths))
+            once = data_sums(paths, members)
+            wanted = demanded(case, shown(devices(case, paths))[0])
+            for missing in losses(case)[1:]:
+                expect_shown(case, wanted, devices(case, paths, missing), f"recovered, then without {list(missing)}")
+            expect_members_shown(case, wanted, paths, ())
+            recovered(devices(case, paths))
+            expect(data_sums(paths, members) == once, "a second recovery changed the members")
+
+            paths = images.copy(work, "served")
+            with Server(devices(case, paths), MEMORY) as server:
+                found = golden.difference(case, golden.read_source(server.uri), wanted)
+                expect(found is None, f"served: {found}")
+            expect(data_sums(paths, members) == once, "`serve` recovered the members to something else")
+
+    return test_named(test, case, "recovers_as_the_kernel_did")
+
+
+def recovers_without_each_member(case):
+    """A test that a degraded recovery leaves the same content, in the members alone."""
+
+    def test(work):
+        need_program("nbdcopy")
+        with Images(case, work) as images:
+            wanted = demanded(case, shown(images.given())[0])
+            count = len(case.members)
+            for role in range(count):
+                missing = tuple((role + i) % count for i in range(case.parities))
+                paths = images.copy(work, "recovered")
+                recovered(devices(case, paths, missing))
+                expect_members_shown(case, wanted, paths, missing)
+                shutil.rmtree(os.path.join(work, "recovered"))
+
+    return test_named(test, case, "recovers_without_each_member")
+
+
+# --- the judge, the journal, and who opens it how ---
+
+
+def the_manifests_judge_the_kernel_as_their_problems_say(_work):
+    for case in JOURNALED:
+        broken = case.broken_promises(case.content())
+        said = [int(problem.split()[0]) for problem in case.facts["problems"]]
+        expect(len(broken) == sum(said), f"{case.name}: {len(broken)} sectors, {said} were found when it was made")
 
 
 def a_clean_array_is_shown_without_its_journal_with_a_warning(work):
     need_program("nbdcopy")
     case = CASES["raid5-clean"]
     with Images(case, work) as images:
-        said = expect_served(images, case.content(), journal=False)
+        said = expect_shown(case, case.content(), images.given(journal=False), "without its journal")
         expect("journal" in said, f"no warning about the journal: {said!r}")
 
 
@@ -148,33 +286,53 @@ def a_dirty_array_is_shown_as_its_members_are_without_its_journal(work):
     need_program("nbdcopy")
     case = CASES["raid5-wb-dirty"]
     with Images(case, work) as images:
-        content, said = served(images, journal=False)
+        content, said = shown(images.given(journal=False))
         expect(len(content) == case.array_bytes, f"{len(content)} bytes, not {case.array_bytes}")
         expect(content != case.content(), "this case was chosen for data that is in the journal alone")
         expect("journal" in said, f"no warning about the journal: {said!r}")
 
 
-def a_journaled_array_is_not_served_for_writing(work):
-    with Images(CASES["raid5-clean"], work, mode=0o644) as images:
-        message = serve_refused(images.given())
-        expect("readonly" in message, f"it does not say what would work: {message!r}")
+def a_journaled_array_is_not_written_without_its_journal(work):
+    for name in ("raid5-clean", "raid5-wb-dirty"):
+        folder = os.path.join(work, name)
+        os.mkdir(folder)
+        with Images(CASES[name], folder, mode=0o644) as images:
+            message = serve_refused(images.given(journal=False))
+            expect("journal" in message, f"it does not name the journal: {message!r}")
+            expect("drop-journal" in message, f"it does not say what would work: {message!r}")
+
+
+def a_recovered_array_takes_writes_through_its_journal(work):
+    need_program("nbdcopy")
+    for name in ("raid5-wb-wrapped", "raid6-wb-dirty"):
+        case = CASES[name]
+        with Images(case, work) as images:
+            paths = images.copy(work, name)
+            model = bytearray(case.content())
+            with Server(devices(case, paths), MEMORY) as server:
+                handle = server.connect()
+                writes_random(handle, model, rng_for(name), 200)
+                handle.shutdown()
+            for missing in losses(case):
+                expect_shown(case, bytes(model), devices(case, paths, missing), f"written, then without {missing}")
 
 
 def tests():
     """By part: "layouts" has no journals."""
     layouts = [reads_as_the_kernel_did(case) for case in CASES.values() if case.is_layout]
-    journals = []
-    for case in CASES.values():
-        if case.name.endswith("-clean"):
-            journals.append(reads_as_the_kernel_did(case))
-        elif not case.is_layout:
-            journals.append(refuses_the_dirty_journal(case))
-    journals += [
+    views = [the_manifests_judge_the_kernel_as_their_problems_say]
+    views += [reads_as_the_kernel_did(case) for case in JOURNALED]
+    views += [leaves_the_originals_alone(case) for case in JOURNALED]
+    views += [
         a_clean_array_is_shown_without_its_journal_with_a_warning,
         a_dirty_array_is_shown_as_its_members_are_without_its_journal,
-        a_journaled_array_is_not_served_for_writing,
+        a_journaled_array_is_not_written_without_its_journal,
     ]
-    return {"layouts": layouts, "journals": journals}
+    recoveries = [recovers_as_the_kernel_did(case) for case in JOURNALED]
+    recoveries += [recovers_without_each_member(case) for case in JOURNALED
+                   if len(losses(case)) > 1 and not case.name.endswith("-clean")]
+    recoveries += [a_recovered_array_takes_writes_through_its_journal]
+    return {"layouts": layouts, "shown": views, "recovered": recoveries}
 
 
 if __name__ == "__main__":
