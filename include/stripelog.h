@@ -16,7 +16,8 @@
  *
  * Durability is as with a disk: a write that has returned is durable when a later stripelog_flush
  * has returned, or at once with STRIPELOG_DURABLE. stripelog_close flushes and marks the array
- * clean.
+ * clean. The devices of an array with a write journal include the journal's; what a crash left in
+ * it is recovered by stripelog_open, and a write that has returned is durable there.
  */
 #ifndef STRIPELOG_H
 #define STRIPELOG_H
@@ -35,6 +36,9 @@ struct stripelog;
 enum stripelog_force {
     STRIPELOG_FORCE_DIRTY_DEGRADED = 1,
     STRIPELOG_FORCE_STALE_MEMBER = 2,
+    STRIPELOG_FORCE_DROP_JOURNAL = 4,
+    STRIPELOG_FORCE_NEW_JOURNAL = 8,
+    STRIPELOG_FORCE_TRUNCATE_JOURNAL = 16,
 };
 
 struct stripelog_options {

@@ -145,6 +145,13 @@ thread_main(void *arg)
     return NULL;
 }
 
+static_assert((int)STRIPELOG_FORCE_DIRTY_DEGRADED == FORCE_DIRTY_DEGRADED, "passed on as it is");
+static_assert((int)STRIPELOG_FORCE_STALE_MEMBER == FORCE_STALE_MEMBER, "passed on as it is");
+static_assert((int)STRIPELOG_FORCE_DROP_JOURNAL == FORCE_DROP_JOURNAL, "passed on as it is");
+static_assert((int)STRIPELOG_FORCE_NEW_JOURNAL == FORCE_NEW_JOURNAL, "passed on as it is");
+static_assert((int)STRIPELOG_FORCE_TRUNCATE_JOURNAL == FORCE_TRUNCATE_JOURNAL,
+              "passed on as it is");
+
 /* --- Open and close -------------------------------------------------------------------------- */
 
 static void

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define MEMBERS      4
@@ -27,12 +28,12 @@ static const char *program;
 
 struct fixture {
     char folder[64];
-    char paths[MEMBERS][96];
-    const char *devices[MEMBERS];
+    char paths[MEMBERS + 1][96]; /* the last is the journal, where there is one */
+    const char *devices[MEMBERS + 1];
 };
 
 static int
-setup(void **state)
+make_array(void **state, const char *options)
 {
     struct fixture *f = calloc(1, sizeof *f);
     char command[1024];
@@ -40,7 +41,7 @@ setup(void **state)
     assert_non_null(f);
     strcpy(f->folder, "/tmp/stripelog-library.XXXXXX");
     assert_non_null(mkdtemp(f->folder));
-    for (unsigned i = 0; i < MEMBERS; ++i) {
+    for (unsigned i = 0; i < MEMBERS + 1; ++i) {
         int fd;
 
         snprintf(f->paths[i], sizeof f->paths[i], "%s/d%u.img", f->folder, i);
@@ -51,11 +52,24 @@ setup(void **state)
         close(fd);
     }
     snprintf(command, sizeof command,
-             "'%s' create --level=5 --chunk=64K --assume-clean '%s' '%s' '%s' '%s' >/dev/null",
-             program, f->devices[0], f->devices[1], f->devices[2], f->devices[3]);
+             "cd '%s' && '%s' create --level=5 --chunk=64K --assume-clean %s d0.img d1.img d2.img "
+             "d3.img >/dev/null",
+             f->folder, program, options);
     assert_int_equal(system(command), 0);
     *state = f;
     return 0;
+}
+
+static int
+setup(void **state)
+{
+    return make_array(state, "");
+}
+
+static int
+setup_journaled(void **state)
+{
+    return make_array(state, "--write-journal=d4.img");
 }
 
 static int
@@ -63,7 +77,7 @@ teardown(void **state)
 {
     struct fixture *f = *state;
 
-    for (unsigned i = 0; i < MEMBERS; ++i)
+    for (unsigned i = 0; i < MEMBERS + 1; ++i)
         unlink(f->paths[i]);
     rmdir(f->folder);
     free(f);
@@ -224,10 +238,60 @@ refusal_says_why_and_leaves_nothing_behind(void **state)
     assert_int_equal(stripelog_close(array), 0);
 }
 
+/* A process that writes and is gone, as in a crash. */
+static void
+write_and_die(const struct fixture *f, unsigned generation)
+{
+    static uint8_t buffer[ODD_BYTES];
+    const pid_t child = fork();
+    struct stripelog *array;
+    int status;
+
+    assert_true(child >= 0);
+    if (child == 0) {
+        fill(buffer, 12345, sizeof buffer, generation);
+        if (stripelog_open(f->devices, MEMBERS + 1, NULL, &array, NULL) < 0 ||
+            stripelog_write(array, buffer, sizeof buffer, 12345, 0) < 0)
+            _exit(1);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
+static void
+write_that_returned_outlives_a_crash_with_a_journal(void **state)
+{
+    const struct fixture *f = *state;
+    const struct stripelog_options readonly = {.readonly = 1},
+                                   drop = {.force = STRIPELOG_FORCE_DROP_JOURNAL};
+    const char *left[MEMBERS] = {f->devices[1], f->devices[2], f->devices[3], f->devices[4]};
+    struct stripelog *array;
+    char why[STRIPELOG_ERROR_BYTES];
+
+    write_and_die(f, 1);
+    open_array(left, MEMBERS, &readonly, &array); /* with a member left out, and nothing written */
+    expect(array, 12345, ODD_BYTES, 1);
+    assert_int_equal(stripelog_close(array), 0);
+    open_array(f->devices, MEMBERS + 1, NULL, &array);
+    expect(array, 12345, ODD_BYTES, 1);
+    assert_int_equal(stripelog_close(array), 0);
+
+    write_and_die(f, 2);
+    assert_int_equal(stripelog_open(f->devices, MEMBERS, NULL, &array, why), -ENODEV);
+    assert_non_null(strstr(why, "journal"));
+    open_array(f->devices, MEMBERS, &drop, &array);
+    assert_int_equal(stripelog_close(array), 0);
+    open_array(f->devices, MEMBERS, NULL, &array); /* it is one without a journal now */
+    assert_int_equal(stripelog_close(array), 0);
+}
+
 int
 main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(write_that_returned_outlives_a_crash_with_a_journal,
+                                        setup_journaled, teardown),
         cmocka_unit_test_setup_teardown(what_was_written_is_read_back_also_without_a_member, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(many_threads_use_one_handle, setup, teardown),
