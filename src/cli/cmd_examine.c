@@ -6,8 +6,8 @@
  * claim, so this works beside a running server: what it shows is then a moment's picture.
  */
 #include "array/assemble.h"
-#include "journal/scan.h"
 #include "cli/cli.h"
+#include "cli/log_text.h"
 #include "cli/size.h"
 
 #include <getopt.h>
@@ -159,24 +159,6 @@ static const struct {
     {SUPERBLOCK_FEATURE_RAID0_LAYOUT, "raid0-layout"},
 };
 
-static const char *
-journal_end_text(enum journal_end end)
-{
-    switch (end) {
-    case JOURNAL_END_NO_ENTRY:
-        return "no further entry";
-    case JOURNAL_END_OLD_ENTRY:
-        return "an entry of an older log";
-    case JOURNAL_END_UNREADABLE:
-        return "an unreadable block";
-    case JOURNAL_END_TORN:
-        return "an entry that is not whole";
-    case JOURNAL_END_RING:
-        return "the ring is full";
-    }
-    return "";
-}
-
 /* One character a number of the table, as mdadm does it. */
 static void
 table_text(const struct superblock *sb, char *text, size_t bytes)
@@ -238,6 +220,7 @@ static void
 print_journal(const struct finding *finding)
 {
     const struct journal_scan *scan = &finding->scan;
+    char end[LOG_END_TEXT_BYTES];
 
     line("journal tail", "sector %" PRIu64 " of %" PRIu64,
          finding->candidate.superblock.journal_tail_sectors, scan->ring_bytes / SECTOR_BYTES);
@@ -245,10 +228,10 @@ print_journal(const struct finding *finding)
         line("journal log", "%s", finding->scan_error.text);
         return;
     }
-    line("journal log",
-         "%" PRIu64 " entries from number %" PRIu64 ", up to sector %" PRIu64 " (%s)",
-         scan->entries, scan->seq_first, scan->end_bytes / SECTOR_BYTES,
-         journal_end_text(scan->end));
+    log_end_text(scan, end);
+    line("journal log", "%" PRIu64 " entries from number %" PRIu64 ", up to sector %" PRIu64,
+         scan->entries, scan->seq_first, scan->end_bytes / SECTOR_BYTES);
+    line("journal end", "%s", end);
     line("journal content",
          "%" PRIu64 " data blocks, parity of %" PRIu64 " stripes, %" PRIu64 " flushed stripes%s",
          scan->data_blocks, scan->parity_stripes, scan->flush_stripes,
@@ -357,8 +340,8 @@ journal_json(const struct finding *finding)
         return json;
     }
     put_integer(json, "end_sectors", scan->end_bytes / SECTOR_BYTES);
-    json_object_set_new(json, "end", json_string(journal_end_text(scan->end)));
-    json_object_set_new(json, "seq_first", json_sprintf("%" PRIu64, scan->seq_first));
+    json_object_set_new(json, "end", log_end_json(scan));
+    json_object_set_new(json, "seq_first", log_seq_json(scan->seq_first));
     put_integer(json, "entries", scan->entries);
     put_integer(json, "data_blocks", scan->data_blocks);
     put_integer(json, "parity_stripes", scan->parity_stripes);

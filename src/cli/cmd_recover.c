@@ -6,6 +6,7 @@
  */
 #include "array/array.h"
 #include "cli/cli.h"
+#include "cli/log_text.h"
 #include "cli/progress.h"
 #include "cli/size.h"
 #include "cli/start_options.h"
@@ -226,33 +227,6 @@ copy_to_file(struct recover *recover)
 
 /* ---- Telling ---- */
 
-static json_t *
-stripe_json(const struct array_status *status, const struct journal_records *records, size_t *at)
-{
-    const uint64_t stripe = record_stripe(&records->all[*at]);
-    json_t *blocks = json_array();
-    bool open = false, complete = false;
-
-    for (; *at < records->count && record_stripe(&records->all[*at]) == stripe; ++*at) {
-        const struct journal_record *record = &records->all[*at];
-        uint64_t offset;
-        const bool data =
-            geometry_unmap(status->geometry, record_member(record), stripe * BLOCK_BYTES, &offset);
-        json_t *block = json_pack("{s:i, s:b, s:b, s:I}", "member", (int)record_member(record),
-                                  "parity", (int)!data, "data_only", (int)record_open(record),
-                                  "position_bytes", (json_int_t)records_position(records, record));
-
-        if (data)
-            json_object_set_new(block, "array_offset_bytes", json_integer((json_int_t)offset));
-        json_array_append_new(blocks, block);
-        open = open || record_open(record);
-        complete = complete || !record_open(record);
-    }
-    return json_pack("{s:I, s:b, s:b, s:o}", "member_offset_bytes",
-                     (json_int_t)(stripe * BLOCK_BYTES), "data_parity", (int)complete, "data_only",
-                     (int)open, "blocks", blocks);
-}
-
 static int
 print_json(const struct recover *recover, const struct array_status *status)
 {
@@ -269,7 +243,7 @@ print_json(const struct recover *recover, const struct array_status *status)
         json_t *stripes = json_array();
 
         for (size_t at = 0; records && at < records->count;)
-            json_array_append_new(stripes, stripe_json(status, records, &at));
+            json_array_append_new(stripes, log_stripe_json(status->geometry, records, &at));
         json_object_set_new(json, "stripes", stripes);
         json_object_set_new(json, "resync_needed",
                             json_boolean(status->assembly->dirty && !status->recovered));

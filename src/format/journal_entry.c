@@ -264,6 +264,13 @@ journal_entry_decode(const uint8_t meta[BLOCK_BYTES], uint64_t position_bytes,
     return 0;
 }
 
+bool
+journal_entry_is_torn(const uint8_t meta[BLOCK_BYTES], const struct journal_geometry *geometry)
+{
+    return load_le32(meta + AT_MAGIC) == MAGIC &&
+           load_le32(meta + AT_CHECKSUM) != meta_checksum(geometry->checksum_seed, meta);
+}
+
 uint64_t
 journal_entry_next(const struct journal_entry *entry, const struct journal_geometry *geometry)
 {

@@ -105,6 +105,11 @@ must_check int journal_entry_decode(const uint8_t meta[BLOCK_BYTES], uint64_t po
                                     const struct journal_geometry *geometry,
                                     struct journal_entry *entry, struct format_error *error);
 
+/* Of a block with -ENOENT: it begins like a meta block and is not what its checksum says. It was
+ * torn, or is of another array. */
+must_check bool journal_entry_is_torn(const uint8_t meta[BLOCK_BYTES],
+                                      const struct journal_geometry *geometry);
+
 /* Where the next entry stands. */
 must_check uint64_t journal_entry_next(const struct journal_entry *entry,
                                        const struct journal_geometry *geometry);

@@ -154,6 +154,7 @@ struct scanner {
 static int
 scanner_unreadable(const struct scanner *scanner, uint64_t from, int result)
 {
+    scanner->scan->unreadable_bytes = reader_position(&scanner->reader, from);
     return error_set(
         scanner->error, -EIO, "%s: the journal cannot be read at position %" PRIu64 ": %s",
         scanner->config->device->name, reader_position(&scanner->reader, from), strerror(-result));
@@ -227,11 +228,8 @@ entry_count(struct scanner *scanner, const struct journal_entry *entry)
 static void
 entry_tell(struct scanner *scanner, const struct journal_entry *entry, bool valid)
 {
-    const struct journal_seen seen = {.entry = entry,
-                                      .meta = scanner->meta,
-                                      .valid = valid,
-                                      .expected = true,
-                                      .block_good = scanner->block_good};
+    const struct journal_seen seen = {
+        .entry = entry, .meta = scanner->meta, .valid = valid, .block_good = scanner->block_good};
 
     if (scanner->config->entry != NULL)
         scanner->config->entry(scanner->config->owner, &seen);
@@ -295,9 +293,12 @@ scan_entry(struct scanner *scanner)
         return error_set(scanner->error, -EBADMSG,
                          "%s: there is no journal entry at the tail, position %" PRIu64 ": %s",
                          name, scan->end_bytes, why.text);
-    scan->end = JOURNAL_END_NO_ENTRY;
-    if (result == -ENOENT)
+    if (result == -ENOENT) {
+        scan->end = journal_entry_is_torn(scanner->meta, &scanner->geometry) ? JOURNAL_END_TORN_META
+                                                                             : JOURNAL_END_NO_ENTRY;
+        scan->end_cause = why;
         return 0;
+    }
     if (result == -EIO)
         return result;
     scan->end_has_seq = true;

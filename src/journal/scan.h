@@ -25,7 +25,9 @@
 #include "format/superblock.h"
 
 enum journal_end {
-    JOURNAL_END_NO_ENTRY,   /* what follows is no meta block at all (or of another array) */
+    JOURNAL_END_NO_ENTRY,   /* what follows is no meta block at all, or one of another place */
+    JOURNAL_END_TORN_META,  /* a meta block follows that is not what its checksum says: torn, or of
+                               another array */
     JOURNAL_END_OLD_ENTRY,  /* a meta block follows with another sequence number than expected */
     JOURNAL_END_TORN,       /* an entry follows of which some block is not what its checksum says */
     JOURNAL_END_RING,       /* the log fills the ring */
@@ -48,19 +50,20 @@ struct journal_scan {
     uint64_t data_first_seq;   /* its number */
 
     enum journal_end end;
-    uint64_t end_seq;      /* OLD_ENTRY, TORN: of the meta block that stands at the end */
-    bool end_has_seq;      /* a meta block with a good checksum stands at end_bytes: its seq is
-                              end_seq. Restarting the log must go beyond it */
-    uint32_t torn_block;   /* TORN: number of the first bad block in that entry, from 0 */
-    uint64_t torn_follows; /* TORN: valid entries that follow the torn one in sequence */
+    uint64_t end_seq;          /* OLD_ENTRY, TORN: of the meta block that stands at the end */
+    bool end_has_seq;          /* a meta block with a good checksum stands at end_bytes: its seq is
+                                  end_seq. Restarting the log must go beyond it */
+    uint32_t torn_block;       /* TORN: number of the first bad block in that entry, from 0 */
+    uint64_t torn_follows;     /* TORN: valid entries that follow the torn one in sequence */
+    uint64_t unreadable_bytes; /* UNREADABLE, -EIO: position of the block */
+    struct format_error end_cause; /* NO_ENTRY, TORN_META: what was found there; else "" */
 };
 
 /* One entry as the scan sees it. Lives during the call only. */
 struct journal_seen {
     const struct journal_entry *entry;
     const uint8_t *meta; /* for journal_cursor_init */
-    bool valid;          /* whole, and part of the log */
-    bool expected;       /* it has the sequence number that was expected */
+    bool valid;          /* whole, and part of the log; else the torn one, or behind it */
     /* By block of the entry: is it what its checksum says? Filled as far as blocks were looked at:
      * all of them. */
     const bool *block_good;

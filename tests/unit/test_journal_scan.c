@@ -33,6 +33,16 @@ struct world {
     struct journal_scan scan;
     struct error error;
     int result;
+    bool unreadable_is_end;
+    /* What the scan, or the survey, told. */
+    unsigned told;
+    struct told {
+        uint64_t seq, position;
+        bool valid;
+        unsigned bad_blocks, bad_first;
+    } entries[64];
+    unsigned progress_calls;
+    uint64_t progress_last;
     /* Where the next entry goes. */
     uint64_t head, seq;
 };
@@ -121,14 +131,45 @@ mend_checksum(struct world *w, uint64_t position)
     store_le32(meta + 4, journal_checksum(w->geometry.checksum_seed, meta, BLOCK_BYTES));
 }
 
+static void
+note_entry(void *owner, const struct journal_seen *seen)
+{
+    struct world *w = owner;
+    struct told *told = &w->entries[w->told % ARRAY_LEN(w->entries)];
+
+    *told = (struct told){
+        .seq = seen->entry->seq, .position = seen->entry->position_bytes, .valid = seen->valid};
+    for (unsigned b = 0; b < seen->entry->block_count; b++)
+        if (!seen->block_good[b] && told->bad_blocks++ == 0)
+            told->bad_first = b;
+    w->told++;
+}
+
+static void
+note_progress(void *owner, uint64_t done_bytes, uint64_t ring_bytes)
+{
+    struct world *w = owner;
+
+    assert_true(done_bytes > w->progress_last);
+    assert_true(done_bytes <= ring_bytes);
+    w->progress_last = done_bytes;
+    w->progress_calls++;
+}
+
 static task_fn void
 scan_task(void *arg)
 {
     struct world *w = arg;
+    const struct journal_scan_config config = {.device = &w->memory.device,
+                                               .journal = &w->superblock,
+                                               .unreadable_is_end = w->unreadable_is_end,
+                                               .entry = note_entry,
+                                               .progress = note_progress,
+                                               .owner = w};
 
-    w->result = journal_scan(
-        &(struct journal_scan_config){.device = &w->memory.device, .journal = &w->superblock},
-        &w->scan, &w->error);
+    w->told = w->progress_calls = 0;
+    w->progress_last = 0;
+    w->result = journal_scan(&config, &w->scan, &w->error);
 }
 
 static void
@@ -347,9 +388,19 @@ a_torn_entry_ends_the_log(void **state)
             last = append(w, 4, 1);
             append(w, 7, 0);
             at(w, last + (uint64_t)block * BLOCK_BYTES)[sector * SECTOR_BYTES + 3] ^= 0x10;
-            expect_log(w, 2, block == 0 ? JOURNAL_END_NO_ENTRY : JOURNAL_END_TORN);
+            /* The very first sector has the magic number: without it, it is no meta block. */
+            expect_log(w, 2,
+                       block > 0    ? JOURNAL_END_TORN
+                       : sector > 0 ? JOURNAL_END_TORN_META
+                                    : JOURNAL_END_NO_ENTRY);
             assert_int_equal(w->scan.data_blocks, 1);
             assert_int_equal(w->scan.end_bytes, last);
+            assert_int_equal(w->scan.torn_block, block > 0 ? block - 1 : 0);
+            assert_int_equal(w->scan.torn_follows, block > 0 ? 1 : 0);
+            assert_int_equal(w->scan.end_has_seq, block > 0);
+            if (block > 0)
+                assert_int_equal(w->scan.end_seq, SEQ + 2);
+            assert_int_equal(w->scan.end_cause.text[0] != '\0', block == 0);
             world_free(w);
         }
 }
@@ -497,6 +548,151 @@ a_read_error_behind_the_end_harms_nobody(void **state)
     world_free(w);
 }
 
+/* By option: what stands before the block that cannot be read is the log. */
+static void
+an_unreadable_block_is_the_end_if_asked(void **state)
+{
+    static const struct {
+        uint64_t block;
+        unsigned entries;
+    } cases[] = {{1, 1}, {2, 1}, {5, 1}, {6, 2}, {7, 2}, {8, 3}};
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct world *w = world_make(5, 0);
+
+        append(w, 0, 0);
+        append(w, 3, 1);
+        append(w, 1, 0);
+        w->memory.bad_from = DATA_OFFSET + cases[i].block * BLOCK_BYTES;
+        w->memory.bad_to = w->memory.bad_from + 1;
+        w->unreadable_is_end = true;
+        expect_log(w, cases[i].entries, JOURNAL_END_UNREADABLE);
+        assert_int_equal(w->scan.unreadable_bytes, cases[i].block * BLOCK_BYTES);
+        assert_int_equal(w->told, cases[i].entries);
+        world_free(w);
+    }
+}
+
+/* There would be no log left: nothing that the option may decide. */
+static void
+an_unreadable_tail_is_refused_also_if_asked(void **state)
+{
+    struct world *w = world_make(5, 0);
+
+    append(w, 2, 1);
+    append(w, 0, 0);
+    w->unreadable_is_end = true;
+    for (uint64_t block = 0; block < 4; block++) {
+        w->memory.bad_from = DATA_OFFSET + block * BLOCK_BYTES;
+        w->memory.bad_to = w->memory.bad_from + 1;
+        expect(w, -EIO);
+        assert_int_equal(w->scan.unreadable_bytes, block * BLOCK_BYTES);
+    }
+    world_free(w);
+}
+
+/* ---- What is told ---- */
+
+static void
+every_entry_is_told_and_the_torn_one_with_its_bad_blocks(void **state)
+{
+    struct world *w = world_make(6, RING - 3 * BLOCK_BYTES);
+    uint64_t positions[6];
+
+    positions[0] = append(w, 0, 0);
+    positions[1] = append(w, 2, 1);
+    positions[2] = append(w, 4, 1);
+    positions[3] = append(w, 1, 0);
+    positions[4] = append(w, 1, 1);
+    positions[5] = append(w, 3, 0);
+    at(w, positions[2] + 3 * BLOCK_BYTES)[9] ^= 1; /* its block 2 */
+    at(w, positions[2] + 5 * BLOCK_BYTES)[9] ^= 1; /* and 4 */
+    at(w, positions[5] + 1 * BLOCK_BYTES)[9] ^= 1; /* ends the count of those that would follow */
+    expect_log(w, 2, JOURNAL_END_TORN);
+    assert_int_equal(w->scan.torn_block, 2);
+    assert_int_equal(w->scan.torn_follows, 2);
+    assert_int_equal(w->told, 5);
+    for (unsigned i = 0; i < 5; i++) {
+        assert_int_equal(w->entries[i].seq, SEQ + i);
+        assert_int_equal(w->entries[i].position, positions[i]);
+        assert_int_equal(w->entries[i].valid, i < 2);
+        assert_int_equal(w->entries[i].bad_blocks, i == 2 ? 2 : 0);
+    }
+    assert_int_equal(w->entries[2].bad_first, 2);
+    world_free(w);
+}
+
+/* ---- The survey ---- */
+
+static void
+note_found(void *owner, const struct journal_entry *entry)
+{
+    struct world *w = owner;
+
+    w->entries[w->told++ % ARRAY_LEN(w->entries)] =
+        (struct told){.seq = entry->seq, .position = entry->position_bytes};
+}
+
+static task_fn void
+survey_task(void *arg)
+{
+    struct world *w = arg;
+
+    w->told = 0;
+    w->result = journal_survey(&w->memory.device, &w->superblock, note_found, w);
+}
+
+static void
+expect_survey(struct world *w, int result, unsigned count)
+{
+    loop_run_task(w->memory.device.loop, survey_task, w);
+    assert_int_equal(w->result, result);
+    assert_int_equal(w->told, count);
+}
+
+static void
+a_survey_finds_entries_wherever_they_stand(void **state)
+{
+    struct world *w = world_make(5, 0);
+    uint64_t first, second;
+
+    expect_survey(w, 0, 0);
+    w->head = 5 * BLOCK_BYTES;
+    first = append(w, 2, 1);
+    w->head = RING - BLOCK_BYTES;
+    w->seq = 7;
+    second = append(w, 1, 0); /* its block is the ring's first */
+    expect(w, -EBADMSG);      /* the tail stands on it */
+    expect_survey(w, 0, 2);
+    assert_int_equal(w->entries[0].position, first);
+    assert_int_equal(w->entries[0].seq, SEQ);
+    assert_int_equal(w->entries[1].position, second);
+    assert_int_equal(w->entries[1].seq, 7);
+    /* One that does not parse is found all the same; one of another array is not. */
+    store_le32(at(w, first) + 36, 99);
+    mend_checksum(w, first);
+    expect_survey(w, 0, 2);
+    at(w, second)[4] ^= 1;
+    expect_survey(w, 0, 1);
+    world_free(w);
+}
+
+static void
+a_survey_passes_over_what_cannot_be_read(void **state)
+{
+    struct world *w = world_make(5, 0);
+
+    append(w, 0, 0);
+    append(w, 1, 0);
+    append(w, 1, 0);
+    w->memory.bad_from = DATA_OFFSET + BLOCK_BYTES;
+    w->memory.bad_to = w->memory.bad_from + 1;
+    expect_survey(w, -EIO, 2);
+    assert_int_equal(w->entries[0].seq, SEQ);
+    assert_int_equal(w->entries[1].seq, SEQ + 2);
+    world_free(w);
+}
+
 static void
 a_journal_that_begins_inside_a_block_is_not_supported(void **state)
 {
@@ -527,6 +723,11 @@ main(int argc, char **argv)
         cmocka_unit_test(nonsense_of_an_older_log_ends_the_log),
         cmocka_unit_test(a_read_error_is_not_the_end),
         cmocka_unit_test(a_read_error_behind_the_end_harms_nobody),
+        cmocka_unit_test(an_unreadable_block_is_the_end_if_asked),
+        cmocka_unit_test(an_unreadable_tail_is_refused_also_if_asked),
+        cmocka_unit_test(every_entry_is_told_and_the_torn_one_with_its_bad_blocks),
+        cmocka_unit_test(a_survey_finds_entries_wherever_they_stand),
+        cmocka_unit_test(a_survey_passes_over_what_cannot_be_read),
         cmocka_unit_test(a_journal_that_begins_inside_a_block_is_not_supported),
     };
 
