@@ -27,6 +27,7 @@ enum cli_exit {
 /* argv[0] is the subcommand's name. Return an exit status. */
 int cmd_create(int argc, char **argv);
 int cmd_examine(int argc, char **argv);
+int cmd_journal(int argc, char **argv);
 int cmd_recover(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 

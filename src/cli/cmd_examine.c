@@ -8,6 +8,7 @@
 #include "array/assemble.h"
 #include "cli/cli.h"
 #include "cli/log_text.h"
+#include "cli/log_view.h"
 #include "cli/size.h"
 
 #include <getopt.h>
@@ -33,10 +34,8 @@ struct finding {
     struct candidate candidate;
     struct device *device; /* owned; NULL: could not be opened */
     struct error open_error;
-    bool scanned; /* a journal, and its log was read: */
-    int scan_result;
-    struct error scan_error;
-    struct journal_scan scan;
+    bool viewed; /* a journal, and its log was read: */
+    struct log_view log;
 };
 
 struct examine {
@@ -47,8 +46,7 @@ struct examine {
     int result;
 };
 
-/* The verdict on one array. Both ways are asked for: an array with a journal starts read-only at
- * most. */
+/* The verdict on one array. Both ways are asked for: what would not start may still be shown. */
 struct verdict {
     unsigned count;
     struct candidate *candidates; /* copies; what they point to is the findings' */
@@ -82,10 +80,8 @@ examine_one(struct examine *examine, unsigned i)
     if (examine->result < 0 || finding->candidate.status != 0 ||
         superblock_role(sb) != SUPERBLOCK_ROLE_JOURNAL)
         return;
-    finding->scanned = true;
-    finding->scan_result =
-        journal_scan(&(struct journal_scan_config){.device = finding->device, .journal = sb},
-                     &finding->scan, &finding->scan_error);
+    finding->viewed = true;
+    log_view_read(&finding->log, finding->device, sb, NULL, NULL);
 }
 
 static task_fn void
@@ -104,6 +100,7 @@ close_all(void *arg)
 
     for (unsigned i = 0; i < examine->count; i++) {
         candidate_fini(&examine->findings[i].candidate);
+        log_view_fini(&examine->findings[i].log);
         if (examine->findings[i].device)
             device_close(examine->findings[i].device);
     }
@@ -216,16 +213,26 @@ line_bytes(const char *name, uint64_t bytes)
     line(name, "%s (%" PRIu64 " bytes)", text, bytes);
 }
 
+/* Of a text that may have a hint before it, the cause. */
+static const char *
+last_line(const char *text)
+{
+    const char *newline = strrchr(text, '\n');
+
+    return newline ? newline + 1 : text;
+}
+
 static void
 print_journal(const struct finding *finding)
 {
-    const struct journal_scan *scan = &finding->scan;
+    const struct log_view *log = &finding->log;
+    const struct journal_scan *scan = &log->scan;
     char end[LOG_END_TEXT_BYTES];
 
     line("journal tail", "sector %" PRIu64 " of %" PRIu64,
          finding->candidate.superblock.journal_tail_sectors, scan->ring_bytes / SECTOR_BYTES);
-    if (finding->scan_result < 0) {
-        line("journal log", "%s", finding->scan_error.text);
+    if (log->result < 0) {
+        line("journal log", "not usable: %s", last_line(log->error.text));
         return;
     }
     log_end_text(scan, end);
@@ -235,7 +242,7 @@ print_journal(const struct finding *finding)
     line("journal content",
          "%" PRIu64 " data blocks, parity of %" PRIu64 " stripes, %" PRIu64 " flushed stripes%s",
          scan->data_blocks, scan->parity_stripes, scan->flush_stripes,
-         scan->data_blocks ? "" : ": nothing to recover");
+         log_view_is_clean(log) ? ": nothing to recover" : "");
 }
 
 static void
@@ -298,7 +305,7 @@ print_superblock(const struct finding *finding)
              bits_set(candidate), candidate->bitmap_bits_count, candidate->bitmap_region_bytes);
     else if (sb->feature_map & SUPERBLOCK_FEATURE_BITMAP)
         line("bitmap", "stale or damaged: all regions count as marked");
-    if (finding->scanned)
+    if (finding->viewed)
         print_journal(finding);
 }
 
@@ -330,13 +337,15 @@ put_integer(json_t *json, const char *key, uint64_t value)
 static json_t *
 journal_json(const struct finding *finding)
 {
-    const struct journal_scan *scan = &finding->scan;
+    const struct log_view *log = &finding->log;
+    const struct journal_scan *scan = &log->scan;
     json_t *json = json_object();
 
     put_integer(json, "tail_sectors", finding->candidate.superblock.journal_tail_sectors);
     put_integer(json, "ring_sectors", scan->ring_bytes / SECTOR_BYTES);
-    if (finding->scan_result < 0) {
-        json_object_set_new(json, "error", json_string(finding->scan_error.text));
+    json_object_set_new(json, "valid", json_boolean(log->result == 0));
+    if (log->result < 0) {
+        json_object_set_new(json, "error", json_string(log->error.text));
         return json;
     }
     put_integer(json, "end_sectors", scan->end_bytes / SECTOR_BYTES);
@@ -346,6 +355,8 @@ journal_json(const struct finding *finding)
     put_integer(json, "data_blocks", scan->data_blocks);
     put_integer(json, "parity_stripes", scan->parity_stripes);
     put_integer(json, "flush_stripes", scan->flush_stripes);
+    put_integer(json, "data_parity_stripes", log->records.data_parity_stripes);
+    put_integer(json, "data_only_stripes", log->records.data_only_stripes);
     return json;
 }
 
@@ -404,7 +415,7 @@ superblock_json(json_t *json, const struct finding *finding)
         }
         json_object_set_new(json, "bitmap", bitmap);
     }
-    if (finding->scanned)
+    if (finding->viewed)
         json_object_set_new(json, "journal", journal_json(finding));
 }
 
@@ -478,9 +489,20 @@ verdict_journal(const struct verdict *verdict, const struct examine *examine)
     return &examine->findings[verdict->index[verdict->assembly.journal_candidate]];
 }
 
+/* Why the log would be refused; NULL if it would not. */
+static const struct error *
+verdict_log_error(const struct verdict *verdict, const struct examine *examine)
+{
+    const struct finding *journal = verdict_journal(verdict, examine);
+
+    if (journal && (journal->log.result < 0 || journal->log.scan.end == JOURNAL_END_UNREADABLE))
+        return &journal->log.error;
+    return NULL;
+}
+
 static void
-recovery_text(const struct verdict *verdict, const struct examine *examine, char *text,
-              size_t bytes)
+recovery_text(const struct verdict *verdict, const struct examine *examine,
+              char text[LOG_VIEW_TEXT_BYTES])
 {
     const struct assembly *assembly = &verdict->assembly;
     const struct finding *journal = verdict_journal(verdict, examine);
@@ -490,18 +512,15 @@ recovery_text(const struct verdict *verdict, const struct examine *examine, char
 
     for (unsigned i = 0; i < verdict->count; i++)
         bitmap |= verdict->candidates[i].bitmap_usable && verdict->fates[i] == FATE_IN_SYNC;
-    if (journal && journal->scan_result < 0)
-        (void)snprintf(text, bytes, "not possible: %s", journal->scan_error.text);
-    else if (journal && journal->scan.data_blocks > 0)
-        (void)snprintf(text, bytes, "%" PRIu64 " data blocks in the journal have to be written out",
-                       journal->scan.data_blocks);
+    if (journal && (!log_view_is_clean(&journal->log) || !assembly->dirty))
+        log_view_text(&journal->log, text);
     else if (!assembly->dirty)
-        (void)snprintf(text, bytes, "nothing to do");
+        (void)snprintf(text, LOG_VIEW_TEXT_BYTES, "nothing to do");
     else if (assembly->journal_expected && !journal)
-        (void)snprintf(text, bytes, "not possible without the journal");
+        (void)snprintf(text, LOG_VIEW_TEXT_BYTES, "not possible without the journal");
     else {
         size_text(member_bytes - min_u64(assembly->resync_from_bytes, member_bytes), left);
-        (void)snprintf(text, bytes, "resync parity of %s of each member%s", left,
+        (void)snprintf(text, LOG_VIEW_TEXT_BYTES, "resync parity of %s of each member%s", left,
                        bitmap ? ", where the bitmap marks it" : "");
     }
 }
@@ -511,23 +530,20 @@ enum start { START_YES, START_READONLY, START_NO };
 static enum start
 verdict_start(const struct verdict *verdict, const struct examine *examine)
 {
-    const struct finding *journal = verdict_journal(verdict, examine);
-
+    if (verdict_log_error(verdict, examine))
+        return START_NO;
     if (verdict->result == 0)
         return START_YES;
-    if (verdict->readonly_result == 0 &&
-        (!journal || (journal->scan_result == 0 && journal->scan.data_blocks == 0)))
-        return START_READONLY;
-    return START_NO;
+    return verdict->readonly_result == 0 ? START_READONLY : START_NO;
 }
 
-/* Of a text that may have a hint before it, the cause. */
+/* Why it would not start. */
 static const char *
-last_line(const char *text)
+verdict_error(const struct verdict *verdict, const struct examine *examine)
 {
-    const char *newline = strrchr(text, '\n');
+    const struct error *log = verdict_log_error(verdict, examine);
 
-    return newline ? newline + 1 : text;
+    return verdict->result == 0 && log ? log->text : verdict->error.text;
 }
 
 static void
@@ -537,13 +553,14 @@ print_verdict(const struct verdict *verdict, const struct examine *examine)
         [START_YES] = "yes", [START_READONLY] = "with --readonly only", [START_NO] = "no"};
     const struct assembly *assembly = &verdict->assembly;
     const enum start start = verdict_start(verdict, examine);
-    char uuid[SUPERBLOCK_UUID_TEXT_BYTES], name[SUPERBLOCK_NAME_TEXT_BYTES], recovery[600];
+    char uuid[SUPERBLOCK_UUID_TEXT_BYTES], name[SUPERBLOCK_NAME_TEXT_BYTES],
+        recovery[LOG_VIEW_TEXT_BYTES];
 
     superblock_uuid_text(verdict->candidates[0].superblock.set_uuid, uuid);
     superblock_name_text(&verdict->candidates[0].superblock, name);
     (void)printf("array %s (%s):\n", name, uuid);
     line("would start", "%s%s%s", starts[start], start == START_YES ? "" : ": ",
-         start == START_YES ? "" : last_line(verdict->error.text));
+         start == START_YES ? "" : last_line(verdict_error(verdict, examine)));
     for (unsigned i = 0; i < verdict->count; i++)
         line("device", "%s: %s%s%s", examine->paths[verdict->index[i]],
              member_fate_name(verdict->fates[i]), verdict->reasons[i].text[0] ? ": " : "",
@@ -555,7 +572,7 @@ print_verdict(const struct verdict *verdict, const struct examine *examine)
     if (assembly->journal_expected)
         line("journal", "%s", assembly->journal_candidate < 0 ? "missing or stale" : "present");
     line("state", "%s", assembly->dirty ? "dirty: parity is not known good" : "clean");
-    recovery_text(verdict, examine, recovery, sizeof recovery);
+    recovery_text(verdict, examine, recovery);
     line("recovery", "%s", recovery);
 }
 
@@ -568,13 +585,13 @@ verdict_json(const struct verdict *verdict, const struct examine *examine)
     const enum start start = verdict_start(verdict, examine);
     json_t *json = json_object();
     json_t *devices = json_array();
-    char recovery[600];
+    char recovery[LOG_VIEW_TEXT_BYTES];
 
     json_object_set_new(json, "uuid", json_uuid(verdict->candidates[0].superblock.set_uuid));
     json_object_set_new(json, "name", json_name(&verdict->candidates[0].superblock));
     json_object_set_new(json, "would_start", json_string(starts[start]));
     if (start != START_YES)
-        json_object_set_new(json, "error", json_string(verdict->error.text));
+        json_object_set_new(json, "error", json_string(verdict_error(verdict, examine)));
     for (unsigned i = 0; i < verdict->count; i++)
         json_array_append_new(devices, json_pack("{s:s, s:s, s:s}", "device",
                                                  examine->paths[verdict->index[i]], "fate",
@@ -593,7 +610,7 @@ verdict_json(const struct verdict *verdict, const struct examine *examine)
                         json_string(!assembly->journal_expected       ? "none"
                                     : assembly->journal_candidate < 0 ? "missing"
                                                                       : "present"));
-    recovery_text(verdict, examine, recovery, sizeof recovery);
+    recovery_text(verdict, examine, recovery);
     json_object_set_new(json, "recovery", json_string(recovery));
     return json;
 }

@@ -9,10 +9,8 @@ static const struct command {
     const char *name;
     int (*run)(int argc, char **argv);
 } commands[] = {
-    {"create", cmd_create},
-    {"examine", cmd_examine},
-    {"recover", cmd_recover},
-    {"serve", cmd_serve},
+    {"create", cmd_create},   {"examine", cmd_examine}, {"journal", cmd_journal},
+    {"recover", cmd_recover}, {"serve", cmd_serve},
 };
 
 static const char help[] =
@@ -23,6 +21,7 @@ static const char help[] =
     "Commands:\n"
     "  create   make a new array\n"
     "  examine  show what superblocks say, and whether the array would start\n"
+    "  journal  show what a journal holds, entry by entry\n"
     "  recover  recover the journal, or resync, and stop clean\n"
     "  serve    serve an array over NBD\n"
     "\n"

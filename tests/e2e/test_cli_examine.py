@@ -179,7 +179,7 @@ def the_same_device_twice_would_not_start(work):
     expect(said["would_start"] == "no" and "same device" in said["error"], said)
 
 
-def a_clean_journal_is_shown_and_starts_readonly(work):
+def a_clean_journal_is_shown_and_starts(work):
     for name in ("raid5-clean", "raid6-clean", "raid4-clean"):
         place = os.path.join(work, name)
         os.mkdir(place)
@@ -187,38 +187,52 @@ def a_clean_journal_is_shown_and_starts_readonly(work):
         shown = look(*members, journal)
         device = shown["devices"][-1]
         expect(device["role"] == "journal", device)
-        expect(device["journal"]["entries"] == 1 and device["journal"]["data_blocks"] == 0, device["journal"])
+        log = device["journal"]
+        expect(log["valid"] and log["entries"] == 1 and log["data_blocks"] == 0, log)
+        expect(log["ring_sectors"] == superblock_field(journal, 136, "<Q") // 8 * 8, log)
+        expect(log["tail_sectors"] == superblock_field(journal, 152, "<Q"), log)
         said = shown["arrays"][0]
-        expect(said["would_start"] == "readonly" and said["journal"] == "present", said)
+        expect(said["would_start"] == "yes" and said["journal"] == "present", said)
         expect(said["recovery"] == "nothing to do", said)
         alone = verdict(*members)
         expect(alone["would_start"] == "readonly" and alone["journal"] == "missing", alone)
-        expect("journal" in alone["recovery"], alone)
+        expect("journal" in alone["recovery"] and "journal" in alone["error"], alone)
 
 
-def a_dirty_journal_says_what_it_holds(work):
-    for name, blocks in (("raid5-wb-wrapped", 199), ("raid6-wt-dirty", 82)):
+def a_dirty_journal_says_what_recovery_would_do(work):
+    for name in ("raid5-wb-wrapped", "raid6-wt-dirty"):
         place = os.path.join(work, name)
         os.mkdir(place)
         members, journal = golden(place, name)
-        said = verdict(*members, journal)
-        expect(said["would_start"] == "no" and f"{blocks} data blocks" in said["recovery"], said)
+        with open(os.path.join(GOLDEN, f"{name}.json"), encoding="utf-8") as facts:
+            blocks = json.load(facts)["journal_log"]["data_blocks"]
+        shown = look(*members, journal)
+        log, said = shown["devices"][-1]["journal"], shown["arrays"][0]
+        expect(log["data_blocks"] == blocks, log)
+        expect(said["would_start"] == "yes", said)
+        stripes = (f"{log['data_parity_stripes']} data-parity stripes", f"{log['data_only_stripes']} data-only stripes")
+        expect(log["data_parity_stripes"] > 0 and all(part in said["recovery"] for part in stripes), said)
         human = stripelog("examine", *members, journal)
-        expect(human.returncode == 0 and f"{blocks} data blocks" in human.stdout, human.stdout)
+        expect(human.returncode == 0 and all(part in human.stdout for part in stripes), human.stdout)
 
 
-def a_broken_journal_is_told(work):
+def a_broken_journal_is_told_and_would_not_start(work):
     members, journal = golden(work, "raid5-clean")
     tail = superblock_field(journal, 152, "<Q")
     with open(journal, "r+b") as image:
         image.seek((superblock_field(journal, 128, "<Q") + tail) * 512 + 100)
         image.write(b"\xff")
     shown = look(*members, journal)
-    expect("no journal entry" in shown["devices"][-1]["journal"]["error"], shown["devices"][-1]["journal"])
-    expect(shown["arrays"][0]["would_start"] == "no", shown["arrays"][0])
+    log, said = shown["devices"][-1]["journal"], shown["arrays"][0]
+    expect(not log["valid"] and "no journal entry" in log["error"], log)
+    expect(said["would_start"] == "no" and "no journal entry" in said["error"].splitlines()[-1], said)
+    expect(said["recovery"].startswith("not possible"), said)
+    human = stripelog("examine", *members, journal)
+    expect("would start" in human.stdout and "no journal entry" in human.stdout, human.stdout)
     superblock_edit(journal, {152: struct.pack("<Q", 1 << 40)})
     shown = look(*members, journal)
     expect("tail" in shown["devices"][-1]["journal"]["error"], shown["devices"][-1]["journal"])
+    expect(shown["arrays"][0]["would_start"] == "no", shown["arrays"][0])
 
 
 def an_array_in_use_can_be_examined(work):
@@ -238,5 +252,6 @@ if __name__ == "__main__":
          a_stale_member_is_named, two_arrays_get_a_verdict_each,
          a_device_without_a_superblock_is_status_1_and_the_rest_is_shown, damage_is_told_by_field,
          what_linux_made_before_version_1_is_named, the_same_device_twice_would_not_start,
-         a_clean_journal_is_shown_and_starts_readonly, a_dirty_journal_says_what_it_holds, a_broken_journal_is_told,
+         a_clean_journal_is_shown_and_starts, a_dirty_journal_says_what_recovery_would_do,
+         a_broken_journal_is_told_and_would_not_start,
          an_array_in_use_can_be_examined)
