@@ -93,7 +93,8 @@ MUTATIONS = {
         "Y1: the checkpoint never passes a stripe whose parity was not made good",
         "crash", 2000, WRONG_PARITY,
         {"stripe/run.c": [
-            ("    resync_compare(run);\n    write_blocks(run);\n", "    resync_compare(run);\n"),
+            ("        run->write[m] &= run->writable[m];\n    write_blocks(run);\n",
+             "        run->write[m] &= run->writable[m];\n"),
         ]}),
     "stale_bitmap_is_believed": (
         "a bitmap that is stale says nothing: every region is in doubt",
