@@ -1,0 +1,248 @@
+/*
+ * bare_copy: how fast the bytes of a journal can be read and written when nothing is in between.
+ *
+ * The yardstick of recovery: one ring, O_DIRECT, 1 MiB reads in sequence from one device, several
+ * in flight, and each piece, once read, written in sequence to the next of the members in turn. No
+ * checksums, no order of any stripe, no superblocks; the members' caches are flushed at the end, as
+ * a recovery has to.
+ *
+ * It overwrites the members from --member-offset on. Prints one line of JSON.
+ */
+#include "base/base.h"
+#include <fcntl.h>
+#include <getopt.h>
+#include <liburing.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PIECE_BYTES (1 * MIB)
+#define DEPTH_MAX   256u
+
+struct options {
+    uint64_t offset, length; /* of the bytes to read, on the source */
+    uint64_t member_offset;
+    unsigned depth;
+};
+
+struct slot {
+    bool writing;
+    uint64_t piece, length;
+    uint8_t *memory;
+};
+
+struct bench {
+    struct options options;
+    int fds[1 + MEMBERS_MAX]; /* the source, then the members; registered in this order */
+    unsigned members;
+    struct io_uring ring;
+    struct slot slots[DEPTH_MAX];
+    uint64_t next; /* piece to read */
+};
+
+static _Noreturn void
+die(const char *what, int error)
+{
+    fprintf(stderr, "bare_copy: %s: %s\n", what, strerror(error));
+    exit(1);
+}
+
+static double
+now_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static struct rusage
+usage_now(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return usage;
+}
+
+static void
+slot_submit(struct bench *bench, struct slot *slot)
+{
+    const struct options *options = &bench->options;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&bench->ring);
+
+    if (sqe == NULL)
+        die("ring", EBUSY);
+    if (slot->writing)
+        io_uring_prep_write(sqe, 1 + (int)(slot->piece % bench->members), slot->memory,
+                            (unsigned)slot->length,
+                            options->member_offset + slot->piece / bench->members * PIECE_BYTES);
+    else
+        io_uring_prep_read(sqe, 0, slot->memory, (unsigned)slot->length,
+                           options->offset + slot->piece * PIECE_BYTES);
+    io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
+    io_uring_sqe_set_data(sqe, slot);
+}
+
+/* False when all has been read. */
+static bool
+slot_read_next(struct bench *bench, struct slot *slot)
+{
+    const uint64_t at = bench->next * PIECE_BYTES;
+
+    if (at >= bench->options.length)
+        return false;
+    slot->writing = false;
+    slot->piece = bench->next++;
+    slot->length = min_u64(PIECE_BYTES, bench->options.length - at);
+    slot_submit(bench, slot);
+    return true;
+}
+
+static void
+bench_run(struct bench *bench)
+{
+    unsigned busy = 0;
+
+    for (unsigned i = 0; i < bench->options.depth; i++)
+        busy += slot_read_next(bench, &bench->slots[i]);
+    while (busy > 0) {
+        const int submitted = io_uring_submit_and_wait(&bench->ring, 1);
+        struct io_uring_cqe *cqe;
+        unsigned head, seen = 0;
+
+        if (submitted < 0)
+            die("io_uring_enter", -submitted);
+        io_uring_for_each_cqe(&bench->ring, head, cqe)
+        {
+            struct slot *slot = io_uring_cqe_get_data(cqe);
+
+            seen++;
+            if (cqe->res != (int)slot->length)
+                die("transfer", cqe->res < 0 ? -cqe->res : EIO);
+            if (!slot->writing) {
+                slot->writing = true;
+                slot_submit(bench, slot);
+            } else {
+                busy -= !slot_read_next(bench, slot);
+            }
+        }
+        io_uring_cq_advance(&bench->ring, seen);
+    }
+    for (unsigned i = 1; i <= bench->members; i++)
+        if (fdatasync(bench->fds[i]) < 0)
+            die("flush", errno);
+}
+
+static void
+bench_open(struct bench *bench, char **paths, unsigned count)
+{
+    int error;
+
+    if (count < 2 || count > 1 + MEMBERS_MAX)
+        die("devices", EINVAL);
+    bench->members = count - 1;
+    for (unsigned i = 0; i < count; i++) {
+        bench->fds[i] = open(paths[i], (i == 0 ? O_RDONLY : O_RDWR) | O_DIRECT | O_CLOEXEC);
+        if (bench->fds[i] < 0)
+            die(paths[i], errno);
+    }
+    error = io_uring_queue_init(2 * DEPTH_MAX, &bench->ring, 0);
+    if (error == 0)
+        error = io_uring_register_files(&bench->ring, bench->fds, count);
+    if (error < 0)
+        die("io_uring", -error);
+    for (unsigned i = 0; i < bench->options.depth; i++) {
+        bench->slots[i].memory = aligned_alloc(BLOCK_BYTES, PIECE_BYTES);
+        if (bench->slots[i].memory == NULL)
+            die("memory", ENOMEM);
+        memset(bench->slots[i].memory, 0x5a, PIECE_BYTES);
+    }
+}
+
+static void
+bench_close(struct bench *bench)
+{
+    io_uring_queue_exit(&bench->ring);
+    for (unsigned i = 0; i < bench->options.depth; i++)
+        free(bench->slots[i].memory);
+    for (unsigned i = 0; i <= bench->members; i++)
+        close(bench->fds[i]);
+}
+
+static void
+usage_print(FILE *to)
+{
+    fputs("usage: bare_copy --offset=BYTES --length=BYTES --member-offset=BYTES [--depth=N]\n"
+          "                 JOURNAL MEMBER...\n",
+          to);
+}
+
+static int
+options_parse(struct options *options, int argc, char **argv)
+{
+    static const struct option names[] = {{"offset", required_argument, NULL, 'o'},
+                                          {"length", required_argument, NULL, 'l'},
+                                          {"member-offset", required_argument, NULL, 'm'},
+                                          {"depth", required_argument, NULL, 'd'},
+                                          {"help", no_argument, NULL, 'h'},
+                                          {0}};
+
+    for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
+        switch (option) {
+        case 'o':
+            options->offset = strtoull(optarg, NULL, 10);
+            break;
+        case 'l':
+            options->length = strtoull(optarg, NULL, 10);
+            break;
+        case 'm':
+            options->member_offset = strtoull(optarg, NULL, 10);
+            break;
+        case 'd':
+            options->depth = (unsigned)strtoul(optarg, NULL, 10);
+            break;
+        case 'h':
+            usage_print(stdout);
+            exit(0);
+        default:
+            return -EINVAL;
+        }
+    }
+    return options->length == 0 || options->depth == 0 || options->depth > DEPTH_MAX ||
+                   (options->offset | options->length | options->member_offset) % BLOCK_BYTES != 0
+               ? -EINVAL
+               : 0;
+}
+
+int
+main(int argc, char **argv)
+{
+    struct bench *bench = calloc(1, sizeof *bench);
+    double begin, seconds;
+    struct rusage usage;
+
+    if (bench == NULL)
+        die("memory", ENOMEM);
+    bench->options = (struct options){.depth = 16};
+    if (options_parse(&bench->options, argc, argv) < 0) {
+        usage_print(stderr);
+        return 2;
+    }
+    bench_open(bench, argv + optind, (unsigned)(argc - optind));
+    begin = now_seconds();
+    bench_run(bench);
+    seconds = now_seconds() - begin;
+    usage = usage_now();
+    printf("{\"bytes\": %llu, \"seconds\": %.6f, \"bytes_per_s\": %.1f, \"cpu_s\": %.3f, "
+           "\"peak_bytes\": %llu}\n",
+           (unsigned long long)bench->options.length, seconds,
+           (double)bench->options.length / seconds,
+           (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+               (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6,
+           (unsigned long long)usage.ru_maxrss * KIB);
+    bench_close(bench);
+    free(bench);
+    return 0;
+}
