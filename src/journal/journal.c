@@ -21,6 +21,7 @@
 #define SLOTS              512u
 #define IOS                128u
 #define RESERVE_BLOCKS_MAX 2048u
+#define GROUP_BLOCKS       64u /* an entry of so many does not wait for its predecessor */
 #define CHECKPOINT_BYTES   (10 * GIB)
 #define CHECKPOINT_NS      UINT64_C(30000000000)
 
@@ -70,6 +71,7 @@ struct journal {
     struct journal_entry_state *entries_first, *entries_last;
     struct journal_entry_state *uncommitted; /* the first that is not durable; NULL: none */
     struct journal_entry_state *unsubmitted; /* the first that was not sent; NULL: none */
+    uint64_t durable_seq;                    /* of the last entry that is durable */
     struct journal_entry_state *open;
     struct journal_entry_state *slots, *slots_first_free; /* owned array */
     uint8_t *metas;                                       /* owned */
@@ -281,13 +283,24 @@ entry_close(struct journal *journal)
     wake(journal, &journal->writer);
 }
 
+/* Does the open entry wait? Its stripes cannot go on before all earlier entries are durable anyway
+ * (J1). So while one of those is on its way, a small entry stays open for what comes: the device
+ * gets few long entries, and flushes, instead of many short ones. It waits for nothing else: with
+ * nothing on its way it goes at the end of the turn. */
+static bool
+entry_waits(const struct journal *journal)
+{
+    return !journal->failed && journal->open->seq > journal->durable_seq + 1 &&
+           journal->open->writer.block_count < GROUP_BLOCKS;
+}
+
 /* The batch of this turn is complete. */
 static void
 turn_ended(struct turn_hook *hook)
 {
     struct journal *journal = container_of(hook, struct journal, turn_end);
 
-    if (journal->open != NULL)
+    if (journal->open != NULL && !entry_waits(journal))
         entry_close(journal);
 }
 
@@ -346,8 +359,8 @@ entry_for_step(struct journal *journal, struct journal_append *append, uint32_t 
         --append->reserved;
         --journal->reserved_blocks;
         entry = entry_open(journal);
-        loop_at_turn_end(journal->loop, &journal->turn_end);
     }
+    loop_at_turn_end(journal->loop, &journal->turn_end);
     if (append->last != entry) {
         if (append->first == NULL)
             append->first = entry;
@@ -596,6 +609,9 @@ commit(struct journal *journal, struct journal_entry_state *last)
             break;
     }
     journal->uncommitted = last->next;
+    journal->durable_seq = last->seq;
+    if (journal->open != NULL)
+        loop_at_turn_end(journal->loop, &journal->turn_end);
     appends_tell(journal);
     entries_retire(journal);
     wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
@@ -899,6 +915,7 @@ journal_create(const struct journal_config *config, struct journal **out, struct
     journal->tail = journal->finished_position = config->tail;
     journal->head = config->head;
     journal->seq = config->seq;
+    journal->durable_seq = config->seq - 1;
     journal->used_blocks = ring_blocks_between(journal, config->tail, config->head);
     journal->waiters_last = &journal->waiters_first;
     journal->appends_last = &journal->appends_first;

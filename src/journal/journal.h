@@ -8,7 +8,8 @@
  *
  * Who writes stripes first reserves blocks of the log (in order, waiting for space), appends the
  * new content of its stripes, waits until that is durable, writes to the members, and says that it
- * has finished. Many appends share an entry: it stays open until the end of the loop's turn.
+ * has finished. Many appends share an entry: it stays open until the end of the loop's turn, and
+ * while an earlier one is not yet durable (unless it is long).
  *
  *   entry:  OPEN -> SUBMITTED -> COMPLETE -> DURABLE -> (all its appends finished) -> FINISHED
  *
