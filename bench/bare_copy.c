@@ -1,10 +1,11 @@
 /*
  * bare_copy: how fast the bytes of a journal can be read and written when nothing is in between.
  *
- * The yardstick of recovery: one ring, O_DIRECT, 1 MiB reads in sequence from one device, several
- * in flight, and each piece, once read, written in sequence to the next of the members in turn. No
- * checksums, no order of any stripe, no superblocks; the members' caches are flushed at the end, as
- * a recovery has to.
+ * The yardstick of recovery: one ring, O_DIRECT, pieces of 1 MiB, several in flight: all of the
+ * source is read in sequence, and then as many bytes are written in sequence, to the members in
+ * turn. No checksums, no order of any stripe, no superblocks; the members' caches are flushed at
+ * the end, as a recovery has to. Like a recovery it writes nothing before it has read everything;
+ * with --overlap each piece is written as soon as it has been read.
  *
  * It overwrites the members from --member-offset on. Prints one line of JSON.
  */
@@ -26,6 +27,7 @@ struct options {
     uint64_t offset, length; /* of the bytes to read, on the source */
     uint64_t member_offset;
     unsigned depth;
+    bool overlap;
 };
 
 struct slot {
@@ -40,7 +42,8 @@ struct bench {
     unsigned members;
     struct io_uring ring;
     struct slot slots[DEPTH_MAX];
-    uint64_t next; /* piece to read */
+    bool writing;  /* what pieces begin with */
+    uint64_t next; /* piece to begin with */
 };
 
 static _Noreturn void
@@ -85,28 +88,42 @@ slot_submit(struct bench *bench, struct slot *slot)
     io_uring_sqe_set_data(sqe, slot);
 }
 
-/* False when all has been read. */
+/* False when there is none left. */
 static bool
-slot_read_next(struct bench *bench, struct slot *slot)
+slot_take_next(struct bench *bench, struct slot *slot)
 {
     const uint64_t at = bench->next * PIECE_BYTES;
 
     if (at >= bench->options.length)
         return false;
-    slot->writing = false;
+    slot->writing = bench->writing;
     slot->piece = bench->next++;
     slot->length = min_u64(PIECE_BYTES, bench->options.length - at);
     slot_submit(bench, slot);
     return true;
 }
 
+/* One transfer of a piece is over; false when nothing follows in this slot. */
+static bool
+slot_go_on(struct bench *bench, struct slot *slot)
+{
+    if (!bench->options.overlap || slot->writing)
+        return slot_take_next(bench, slot);
+    slot->writing = true;
+    slot_submit(bench, slot);
+    return true;
+}
+
+/* All pieces once. */
 static void
-bench_run(struct bench *bench)
+bench_pass(struct bench *bench, bool writing)
 {
     unsigned busy = 0;
 
+    bench->writing = writing;
+    bench->next = 0;
     for (unsigned i = 0; i < bench->options.depth; i++)
-        busy += slot_read_next(bench, &bench->slots[i]);
+        busy += slot_take_next(bench, &bench->slots[i]);
     while (busy > 0) {
         const int submitted = io_uring_submit_and_wait(&bench->ring, 1);
         struct io_uring_cqe *cqe;
@@ -121,15 +138,18 @@ bench_run(struct bench *bench)
             seen++;
             if (cqe->res != (int)slot->length)
                 die("transfer", cqe->res < 0 ? -cqe->res : EIO);
-            if (!slot->writing) {
-                slot->writing = true;
-                slot_submit(bench, slot);
-            } else {
-                busy -= !slot_read_next(bench, slot);
-            }
+            busy -= !slot_go_on(bench, slot);
         }
         io_uring_cq_advance(&bench->ring, seen);
     }
+}
+
+static void
+bench_run(struct bench *bench)
+{
+    bench_pass(bench, false);
+    if (!bench->options.overlap)
+        bench_pass(bench, true);
     for (unsigned i = 1; i <= bench->members; i++)
         if (fdatasync(bench->fds[i]) < 0)
             die("flush", errno);
@@ -175,7 +195,7 @@ static void
 usage_print(FILE *to)
 {
     fputs("usage: bare_copy --offset=BYTES --length=BYTES --member-offset=BYTES [--depth=N]\n"
-          "                 JOURNAL MEMBER...\n",
+          "                 [--overlap] JOURNAL MEMBER...\n",
           to);
 }
 
@@ -186,6 +206,7 @@ options_parse(struct options *options, int argc, char **argv)
                                           {"length", required_argument, NULL, 'l'},
                                           {"member-offset", required_argument, NULL, 'm'},
                                           {"depth", required_argument, NULL, 'd'},
+                                          {"overlap", no_argument, NULL, 'w'},
                                           {"help", no_argument, NULL, 'h'},
                                           {0}};
 
@@ -202,6 +223,9 @@ options_parse(struct options *options, int argc, char **argv)
             break;
         case 'd':
             options->depth = (unsigned)strtoul(optarg, NULL, 10);
+            break;
+        case 'w':
+            options->overlap = true;
             break;
         case 'h':
             usage_print(stdout);
