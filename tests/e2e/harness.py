@@ -6,6 +6,7 @@ list of functions; each is one case, named for the behaviour it protects. A case
 fails by any exception; `Skip` skips it.
 """
 
+import contextlib
 import hashlib
 import os
 import random
@@ -266,6 +267,25 @@ def serve_refused(members, *options, status=1):
     expect(ended.returncode == status, f"exit {ended.returncode}, not {status}: {ended.stdout}{ended.stderr}")
     expect("ready" not in ended.stdout, "it said it was ready")
     expect(ended.stderr.strip() and ended.stderr.strip().splitlines()[-1].strip(), "no message")
+    return ended.stderr
+
+
+@contextlib.contextmanager
+def unchanged(paths):
+    """Inside, nothing may be written to these files."""
+    before = digests(paths)
+    yield
+    for path, old, new in zip(paths, before, digests(paths)):
+        expect(old == new, f"{os.path.basename(path)} was written to")
+
+
+def refused(paths, *arguments, status=1):
+    """The command must fail with `status` and say why, and leave `paths` alone. Its message."""
+    with unchanged(paths):
+        ended = stripelog(*arguments)
+        expect(ended.returncode == status, f"{arguments}: exit {ended.returncode}, not {status}\n{ended.stderr}")
+        lines = ended.stderr.strip().splitlines()
+        expect(lines and lines[-1].strip(), f"{arguments}: no message")
     return ended.stderr
 
 

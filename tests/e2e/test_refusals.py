@@ -2,31 +2,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Bad input: a clear message, the right exit status, and not one byte written to any device."""
 
-import contextlib
 import os
 import struct
 
-from harness import (KIB, MIB, Server, create, digests, expect, expect_content, images_make, main, rng_for,
-                     serve_refused, stripelog, superblock_edit, superblock_field)
-
-
-@contextlib.contextmanager
-def unchanged(paths):
-    """Inside, nothing may be written to these files."""
-    before = digests(paths)
-    yield
-    for path, old, new in zip(paths, before, digests(paths)):
-        expect(old == new, f"{os.path.basename(path)} was written to")
-
-
-def refused(paths, *arguments, status=1):
-    """The command must fail with `status` and say why, and leave `paths` alone. Its message."""
-    with unchanged(paths):
-        ended = stripelog(*arguments)
-        expect(ended.returncode == status, f"{arguments}: exit {ended.returncode}, not {status}\n{ended.stderr}")
-        lines = ended.stderr.strip().splitlines()
-        expect(lines and lines[-1].strip(), f"{arguments}: no message")
-    return ended.stderr
+from harness import (KIB, MIB, Server, create, expect, expect_content, images_make, main, refused, rng_for,
+                     serve_refused, stripelog, superblock_edit, superblock_field, unchanged)
 
 
 def array_new(work, level=5, members=4, size=8 * MIB, prefix="m", seed=0, options=("--assume-clean",)):
