@@ -71,7 +71,8 @@ struct array_config {
     unsigned device_count;
     bool readonly;
     unsigned force;        /* set of assemble_force */
-    uint64_t memory_bytes; /* the engine's share: scratch pages */
+    uint64_t memory_bytes; /* the engine's share: scratch pages. A recovery takes up to as much
+                              again (16 MiB at least) while array_start runs */
     unsigned workers;      /* 0: 64 */
     uint64_t idle_ns;      /* without a write before the superblocks say clean; 0: 200 ms */
     bool resync_disabled;  /* tests: leave a dirty array dirty */

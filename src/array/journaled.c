@@ -7,8 +7,11 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-/* Of the budget, for recovery beside the engine: its index and buffers. */
-#define RECOVERY_SHARE 8u
+/* Eighths of the engine's memory that the index of the log may take beside it: most of what the
+ * requests will take as soon as they come; and what is small beside it when it has to stay, under a
+ * readonly array (half of the index is only for sorting). */
+#define INDEX_EIGHTHS          6u
+#define INDEX_EIGHTHS_READONLY 3u
 
 static struct candidate *
 journal_of(struct array *array)
@@ -44,8 +47,8 @@ scan(struct array *array, struct error *error)
         .device = journal_of(array)->device,
         .journal = &journal_of(array)->superblock,
         .geometry = &array->assembly.geometry,
-        .memory_bytes = array->config.readonly ? array->config.memory_bytes
-                                               : array->config.memory_bytes / RECOVERY_SHARE,
+        .memory_bytes = array->config.memory_bytes / 8 *
+                        (array->config.readonly ? INDEX_EIGHTHS_READONLY : INDEX_EIGHTHS),
         .whole_index = array->config.readonly,
         .unreadable_is_end = array->config.force & FORCE_TRUNCATE_JOURNAL,
         .progress = recovery_progress,

@@ -5,9 +5,6 @@
 
 #include <inttypes.h>
 
-/* Records that are had without knowing how many there are: 16 MiB, 4 GiB of log. */
-#define RECORDS_FIRST (1u << 20)
-
 struct reading {
     struct log_view *view;
     void (*seen)(void *owner, const struct journal_seen *seen);
@@ -53,14 +50,13 @@ geometries_init(struct log_view *view, const struct device *device,
     return 0;
 }
 
+/* One for each block of the ring; memory is used only for those that are there. */
 static int
-records_make(struct log_view *view, const struct superblock *journal, uint64_t capacity)
+records_make(struct log_view *view, const struct superblock *journal)
 {
-    if (view->records_inited)
-        records_fini(&view->records);
-    view->records_inited = false;
     if (records_init(&view->records, &view->geometry, &view->journal,
-                     journal->journal_tail_sectors * SECTOR_BYTES, capacity) < 0)
+                     journal->journal_tail_sectors * SECTOR_BYTES,
+                     view->journal.ring_bytes / BLOCK_BYTES) < 0)
         return error_set(&view->error, -ENOMEM, "no memory for the index of the journal");
     view->records_inited = true;
     return 0;
@@ -95,25 +91,12 @@ log_view_read(struct log_view *view, struct device *device, const struct superbl
     memset(view, 0, sizeof *view);
     view->result = geometries_init(view, device, journal);
     if (view->result == 0)
-        view->result = records_make(view, journal,
-                                    min_u64(view->journal.ring_bytes / BLOCK_BYTES, RECORDS_FIRST));
+        view->result = records_make(view, journal);
     if (view->result == 0)
         view->result = journal_scan(&config, &view->scan, &view->error);
-    if (view->result == 0 && view->records.overflowed) {
-        /* Once more, now that it is known how many there are; everything has been told. */
-        reading.seen = NULL;
-        view->result =
-            records_make(view, journal, view->scan.data_blocks + view->scan.parity_blocks);
-        if (view->result == 0)
-            view->result = journal_scan(&config, &view->scan, &view->error);
-        if (view->result == 0 && view->records.overflowed)
-            view->result =
-                error_set(&view->error, -EBUSY,
-                          "%s: somebody writes to the journal while it is read", device->name);
-    }
     add_hint(view);
     if (view->result < 0 && view->records_inited)
-        records_reset(&view->records, 0, 1);
+        view->records.count = 0; /* of no use */
     if (view->records_inited)
         records_decide(&view->records);
 }

@@ -5,9 +5,6 @@
 
 #include <stdlib.h>
 
-/* Stripes that go to the same part together, so that what is replayed in one pass adjoins. */
-#define PART_STRIPES 64u
-
 int
 records_init(struct journal_records *records, const struct geometry *geometry,
              const struct journal_geometry *journal, uint64_t tail_bytes, size_t capacity)
@@ -19,7 +16,6 @@ records_init(struct journal_records *records, const struct geometry *geometry,
         .journal = journal,
         .tail_bytes = tail_bytes,
         .capacity = capacity,
-        .parts = 1,
     };
     records->all = malloc(capacity * sizeof *records->all);
     return records->all == NULL ? -ENOMEM : 0;
@@ -32,14 +28,10 @@ records_fini(struct journal_records *records)
     records->all = NULL;
 }
 
-void
-records_reset(struct journal_records *records, unsigned part, unsigned parts)
+bool
+records_room(const struct journal_records *records, uint32_t blocks)
 {
-    assert(part < parts);
-    records->part = part;
-    records->parts = parts;
-    records->count = 0;
-    records->overflowed = false;
+    return blocks <= records->capacity - records->count;
 }
 
 /* --- Noting ---------------------------------------------------------------------------------- */
@@ -48,12 +40,7 @@ static void
 record_add(struct journal_records *records, uint64_t stripe, unsigned member, uint32_t distance,
            uint32_t checksum)
 {
-    if (stripe / PART_STRIPES % records->parts != records->part)
-        return;
-    if (records->count == records->capacity) {
-        records->overflowed = true;
-        return;
-    }
+    assert(records->count < records->capacity);
     records->all[records->count++] = (struct journal_record){
         .place = record_place(stripe, member, false),
         .distance = distance,
@@ -101,7 +88,8 @@ records_add_entry(struct journal_records *records, const uint8_t meta[BLOCK_BYTE
 
 /* --- Deciding -------------------------------------------------------------------------------- */
 
-/* A stripe's records in the order of the log. */
+/* A stripe's records in the order of the log. (The mark of an open cycle from an earlier decision
+ * is below the stripe and does not matter.) */
 static int
 compare_history(const void *a, const void *b)
 {
@@ -147,6 +135,7 @@ cycles_step(struct cycles *cycles, const struct journal_record *record, const st
     } else {
         cycles->open_count += cycles->open[m].distance == 0;
         cycles->open[m] = *record;
+        cycles->open[m].place &= ~UINT64_C(1); /* an earlier decision's mark */
     }
 }
 
@@ -183,7 +172,6 @@ records_decide(struct journal_records *records)
     struct cycles cycles = {.open_count = 0};
     size_t kept = 0;
 
-    assert(!records->overflowed);
     records->data_parity_stripes = records->data_only_stripes = 0;
     records->replay_blocks = records->open_blocks = 0;
     if (records->count > 0)
@@ -199,6 +187,17 @@ records_decide(struct journal_records *records)
         kept += cycles_emit(records, &cycles, &records->all[kept]);
         assert(kept <= i);
     }
+    records->count = kept;
+}
+
+void
+records_forget_complete(struct journal_records *records)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < records->count; ++i)
+        if (record_open(&records->all[i]))
+            records->all[kept++] = records->all[i];
     records->count = kept;
 }
 

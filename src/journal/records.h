@@ -22,8 +22,10 @@
  * R3. PARITY without DATA since the last PARITY means nothing. FLUSH payloads mean nothing: Linux
  *     logs them before the members' caches are flushed.
  *
- * R4. Memory is what records_init() was given; a log with more blocks is done in passes, each with
- *     the stripes of one part (records_part).
+ * R4. Memory is what records_init() was given. When it is full, the decision is made for what has
+ *     been noted so far: what counts is never more, and can be decided again with what follows in
+ *     the log (a later record has a larger distance). Where that is still too much, complete cycles
+ *     have to be replayed, and are forgotten, before the log goes on: later ones count more (R2).
  */
 #ifndef STRIPELOG_JOURNAL_RECORDS_H
 #define STRIPELOG_JOURNAL_RECORDS_H
@@ -69,8 +71,6 @@ struct journal_records {
     uint64_t tail_bytes;                    /* position of distance 0 */
     struct journal_record *all;             /* owned */
     size_t count, capacity;
-    unsigned part, parts; /* takes stripes with stripe / 64 % parts == part only */
-    bool overflowed;      /* there were more than capacity: what is here is of no use */
 
     /* After records_decide. */
     uint64_t data_parity_stripes; /* with complete cycles */
@@ -85,16 +85,20 @@ must_check int records_init(struct journal_records *records, const struct geomet
                             size_t capacity);
 void records_fini(struct journal_records *records);
 
-/* Empties them, to be filled with another part. */
-void records_reset(struct journal_records *records, unsigned part, unsigned parts);
+/* Room for so many more? If not, there may be after records_decide, or records_forget_complete. */
+must_check bool records_room(const struct journal_records *records, uint32_t blocks);
 
-/* Notes the blocks of a whole entry that journal_entry_decode() accepted. Entries come in the order
- * of the log. */
+/* Notes the blocks of a whole entry that journal_entry_decode() accepted, for which there is room.
+ * Entries come in the order of the log. */
 void records_add_entry(struct journal_records *records, const uint8_t meta[BLOCK_BYTES],
                        const struct journal_entry *entry);
 
-/* The decision. Afterwards `all` is sorted and has what counts only. Not when overflowed. */
+/* The decision. Afterwards `all` is sorted and has what counts only. More entries may follow, and
+ * another decision. */
 void records_decide(struct journal_records *records);
+
+/* After the decision: leaves only what stands in open cycles. */
+void records_forget_complete(struct journal_records *records);
 
 /* After the decision: index of the first record with at least this place; count if none. */
 must_check size_t records_find(const struct journal_records *records, uint64_t place);

@@ -74,8 +74,8 @@ struct journal_scan_config {
     const struct superblock *journal; /* its superblock, decoded */
     bool unreadable_is_end;
     /* Each entry of the log in order, and (valid false) the torn one that ends it and those that
-     * would follow it. May be NULL. Not to suspend. */
-    void (*entry)(void *owner, const struct journal_seen *seen);
+     * would follow it. May be NULL. */
+    task_fn void (*entry)(void *owner, const struct journal_seen *seen);
     /* Bytes of the ring done so far (of at most ring_bytes), a call a window. May be NULL. */
     void (*progress)(void *owner, uint64_t done_bytes, uint64_t ring_bytes);
     void *owner;

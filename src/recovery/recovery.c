@@ -11,8 +11,9 @@
 #define BATCH_BLOCKS 1024u
 #define BATCHES      2u
 #define IOS          128u
-#define PARTS_MAX    65536u
 #define PROGRESS_NS  UINT64_C(1000000000)
+/* Any entry finds room in half of it. */
+#define INDEX_MIN    (2 * JOURNAL_ENTRY_BLOCKS_MAX)
 #define SEQ_JUMP_MIN UINT64_C(10000)
 #define ZERO_BYTES   (1 * MIB)
 
@@ -36,7 +37,9 @@ struct recovery {
     struct journal_scan log;
     struct journal_records records;
     bool records_there; /* allocated */
-    unsigned parts;     /* 1: all records are in the index */
+    bool rounds;        /* some of what counts did not fit into the index: V5 */
+    int index_result;   /* of what was done with the entries that the scan saw */
+    struct error index_error;
     struct recovery_counts counts;
 
     struct io_pool ios;
@@ -87,12 +90,59 @@ phase_progress(struct recovery *recovery, uint64_t done_bytes)
 
 /* --- Scan ------------------------------------------------------------------------------------ */
 
+static task_fn int replay_index(struct recovery *recovery, struct error *error);
+
 static void
+counts_add(struct recovery *recovery)
+{
+    const struct journal_records *records = &recovery->records;
+
+    recovery->counts.data_parity_stripes += records->data_parity_stripes;
+    recovery->counts.replay_blocks += records->replay_blocks;
+    /* Open cycles stay in the index to the end. */
+    recovery->counts.data_only_stripes = records->data_only_stripes;
+    recovery->counts.open_blocks = records->open_blocks;
+}
+
+/* V5. The index is full: what has been noted so far is decided, and if that is not enough the
+ * complete cycles make room: they are replayed, or, in the first reading, will be in a second. */
+static task_fn int
+index_make_room(struct recovery *recovery, struct error *error)
+{
+    struct journal_records *records = &recovery->records;
+
+    records_decide(records);
+    if (records->count <= records->capacity / 2)
+        return 0;
+    if (recovery->config.whole_index || records->open_blocks > records->capacity / 2)
+        return error_set(error, -ENOMEM,
+                         "give more memory (--memory)\n"
+                         "%s: the index of the journal does not fit into the memory for it: it is "
+                         "full with %zu blocks that count",
+                         recovery->config.device->name, records->count);
+    recovery->rounds = true;
+    if (recovery->target != NULL) {
+        const int result = replay_index(recovery, error);
+
+        if (result < 0)
+            return result;
+    } else {
+        counts_add(recovery);
+    }
+    records_forget_complete(records);
+    return 0;
+}
+
+static task_fn void
 scan_entry_seen(void *owner, const struct journal_seen *seen)
 {
     struct recovery *recovery = owner;
 
-    if (seen->valid)
+    if (!seen->valid || recovery->index_result < 0)
+        return;
+    if (!records_room(&recovery->records, seen->entry->block_count))
+        recovery->index_result = index_make_room(recovery, &recovery->index_error);
+    if (recovery->index_result == 0)
         records_add_entry(&recovery->records, seen->meta, seen->entry);
 }
 
@@ -103,6 +153,8 @@ scan_progress(void *owner, uint64_t done_bytes, uint64_t ring_bytes)
     phase_progress(owner, done_bytes);
 }
 
+/* Reads the log into the index; complete cycles for which there was no room have been forgotten,
+ * or (with a target) replayed. */
 static task_fn int
 scan_log(struct recovery *recovery, struct journal_scan *log, struct error *error)
 {
@@ -111,69 +163,20 @@ scan_log(struct recovery *recovery, struct journal_scan *log, struct error *erro
         .journal = recovery->config.journal,
         .unreadable_is_end = recovery->config.unreadable_is_end,
         .entry = scan_entry_seen,
-        .progress = scan_progress,
+        .progress = recovery->target == NULL ? scan_progress : NULL,
         .owner = recovery,
     };
-
-    return journal_scan(&config, log, error);
-}
-
-static void
-counts_add(struct recovery *recovery)
-{
-    const struct journal_records *records = &recovery->records;
-
-    recovery->counts.data_only_stripes += records->data_only_stripes;
-    recovery->counts.data_parity_stripes += records->data_parity_stripes;
-    recovery->counts.replay_blocks += records->replay_blocks;
-    recovery->counts.open_blocks += records->open_blocks;
-}
-
-/* Fills the index with one part of the stripes: the log is read again. */
-static task_fn int
-part_load(struct recovery *recovery, unsigned part, struct error *error)
-{
-    struct journal_scan log;
     int result;
 
-    records_reset(&recovery->records, part, recovery->parts);
-    result = scan_log(recovery, &log, error);
-    if (result == 0 &&
-        (log.end_bytes != recovery->log.end_bytes || log.seq_next != recovery->log.seq_next))
-        result = error_set(error, -EIO, "%s: the journal does not read the same twice",
-                           recovery->config.device->name);
-    if (result == 0 && !recovery->records.overflowed)
+    recovery->records.count = 0;
+    result = journal_scan(&config, log, error);
+    if (result == 0 && recovery->index_result < 0) {
+        *error = recovery->index_error;
+        result = recovery->index_result;
+    }
+    if (result == 0)
         records_decide(&recovery->records);
     return result;
-}
-
-/* V5: how many parts it takes, and what is in them. */
-static task_fn int
-parts_count(struct recovery *recovery, struct error *error)
-{
-    const uint64_t blocks = recovery->log.data_blocks + recovery->log.parity_blocks;
-
-    recovery->parts = (unsigned)(blocks / recovery->records.capacity) + 1;
-    for (;;) {
-        unsigned part = 0;
-
-        recovery->counts = (struct recovery_counts){0};
-        recovery->parts *= 2;
-        if (recovery->parts > PARTS_MAX)
-            return error_set(error, -ENOMEM, "%s: the journal takes more memory than there is",
-                             recovery->config.device->name);
-        for (; part < recovery->parts; ++part) {
-            const int result = part_load(recovery, part, error);
-
-            if (result < 0)
-                return result;
-            if (recovery->records.overflowed)
-                break;
-            counts_add(recovery);
-        }
-        if (part == recovery->parts)
-            return 0;
-    }
 }
 
 struct survey {
@@ -243,7 +246,7 @@ scan_and_decide(struct recovery *recovery, struct error *error)
 {
     const uint64_t tail_sectors = recovery->config.journal->journal_tail_sectors;
     const uint64_t capacity = min_u64(
-        recovery->ring_blocks, max_u64(recovery->config.memory_bytes / 2 / RECORD_COST, 4096));
+        recovery->ring_blocks, max_u64(recovery->config.memory_bytes / RECORD_COST, INDEX_MIN));
     int result;
 
     if (recovery->ring_blocks == 0 || recovery->ring_blocks > UINT32_MAX)
@@ -253,31 +256,15 @@ scan_and_decide(struct recovery *recovery, struct error *error)
                      tail_sectors * SECTOR_BYTES, capacity) < 0)
         return error_set(error, -ENOMEM, "no memory to recover the journal");
     recovery->records_there = true;
-    recovery->parts = 1;
     if (batches_init(recovery) < 0)
         return error_set(error, -ENOMEM, "no memory to recover the journal");
     phase_begin(recovery, RECOVERY_SCANNING, recovery->geometry.ring_bytes);
     result = scan_log(recovery, &recovery->log, error);
     if (result == -EBADMSG)
         return tail_explain(recovery, error);
-    if (result < 0)
-        return result;
-    if (!recovery->records.overflowed) {
-        records_decide(&recovery->records);
+    if (result == 0)
         counts_add(recovery);
-        return 0;
-    }
-    if (!recovery->config.whole_index) {
-        result = parts_count(recovery, error);
-        if (result < 0 || recovery->counts.open_blocks == 0)
-            return result;
-    }
-    return error_set(
-        error, -ENOMEM,
-        "%s: the journal holds %" PRIu64 " blocks, which takes --memory=%" PRIu64 "M",
-        recovery->config.device->name, recovery->log.data_blocks + recovery->log.parity_blocks,
-        (recovery->log.data_blocks + recovery->log.parity_blocks) * 2 * RECORD_COST / (1 << 20) +
-            1);
+    return result;
 }
 
 task_fn int
@@ -324,7 +311,7 @@ recovery_log(const struct recovery *recovery)
 const struct journal_records *
 recovery_records(const struct recovery *recovery)
 {
-    return recovery->parts == 1 ? &recovery->records : NULL;
+    return recovery->rounds ? NULL : &recovery->records;
 }
 
 void
@@ -549,22 +536,35 @@ replay_index(struct recovery *recovery, struct error *error)
     return result;
 }
 
+/* V5: the log is read a second time, and replayed whenever the index is full. Leaves the last round
+ * in the index. */
+static task_fn int
+replay_rounds(struct recovery *recovery, struct error *error)
+{
+    struct journal_scan log;
+    int result = scan_log(recovery, &log, error);
+
+    if (result == 0 &&
+        (log.end_bytes != recovery->log.end_bytes || log.seq_next != recovery->log.seq_next))
+        result = error_set(error, -EIO, "%s: the journal does not read the same twice",
+                           recovery->config.device->name);
+    return result;
+}
+
 task_fn int
 recovery_replay(struct recovery *recovery, const struct recovery_target *target,
                 struct error *error)
 {
+    int result = 0;
+
     recovery->target = target;
     phase_begin(recovery, RECOVERY_REPLAYING, recovery->counts.replay_blocks * BLOCK_BYTES);
-    for (unsigned part = 0; part < recovery->parts; ++part) {
-        int result = 0;
-
-        if (recovery->parts > 1)
-            result = part_load(recovery, part, error);
-        if (result == 0)
-            result = replay_index(recovery, error);
-        if (result < 0)
-            return result;
-    }
+    if (recovery->rounds)
+        result = replay_rounds(recovery, error);
+    if (result == 0)
+        result = replay_index(recovery, error);
+    if (result < 0)
+        return result;
     /* V2: between replay and the tail. Without it the log could be given up while what it said is
      * still in a member's cache. */
     engine_flush_members(target->engine);

@@ -19,8 +19,9 @@
  * V4. Where the ring has no room for the data-only stripes beside the old log, the old log goes on
  *     (same tail, same sequence) after everything behind its end has been overwritten with zeros.
  *
- * V5. Memory is bounded by the budget: a log with more blocks than fit in its index is replayed in
- *     passes over parts of the stripes. Data-only stripes have to fit as a whole.
+ * V5. Memory is bounded by the budget, not by the journal. Where the index cannot hold all that
+ *     counts, the log is read a second time, and what is complete is replayed whenever the index is
+ *     full. Blocks of data-only stripes have to fit into half of it.
  *
  * See the journal specification, section 9.
  */
@@ -48,7 +49,7 @@ struct recovery_config {
     struct device *device;            /* the journal; borrowed */
     const struct superblock *journal; /* its superblock; borrowed */
     const struct geometry *geometry;  /* borrowed */
-    uint64_t memory_bytes;            /* for the index and for buffers */
+    uint64_t memory_bytes;            /* for the index; buffers take 16 MiB beside it */
     bool whole_index; /* all records must be there at once (an overlay): -ENOMEM, with
                          the memory it would take, where they do not fit */
     bool unreadable_is_end;
