@@ -409,6 +409,18 @@ array_run(struct array *array, struct error *error)
     }
     if (array->config.readonly)
         return 0;
+    if (array->journal_dropped) {
+        /* Before anything is served: no start to come may believe the old journal, or the "clean"
+         * that was true with it only. */
+        result = superblocks_update(array, RESYNC_AS_RECORDED);
+        if (result < 0) {
+            engine_destroy(array->engine);
+            io_pool_fini(&array->superblock_ios);
+            return error_set(error, result,
+                             "the journal cannot be dropped: the superblocks cannot "
+                             "be written");
+        }
+    }
     task_start_wait(array->loop, keeper_main, array);
     array->keeper_alive = true;
     if (array->unsynced.from != UINT64_MAX && !array->config.resync_disabled &&

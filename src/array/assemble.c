@@ -593,10 +593,45 @@ too_few(struct decision *d)
                      assembly->geometry.parities);
 }
 
+/* A device that says it is the journal, or could be it for all that is known. */
+static int
+left_out_journal(const struct decision *d)
+{
+    int damaged = NO_CANDIDATE;
+
+    for (unsigned i = 0; i < d->count; i++) {
+        if (d->fates[i] == FATE_UNUSABLE && d->candidates[i].status != 0)
+            damaged = (int)i;
+        else if (superblock_role(superblock_of(d, i)) == SUPERBLOCK_ROLE_JOURNAL)
+            return (int)i;
+    }
+    return damaged;
+}
+
+/* "the journal is missing", or why the one that is there is none. */
+static void
+journal_absence(const struct decision *d, struct error *text)
+{
+    const int i = left_out_journal(d);
+
+    if (i == NO_CANDIDATE)
+        (void)error_set(text, -ENODEV, "the journal is missing"); /* a text only */
+    else if (d->fates[i] == FATE_JOURNAL)
+        (void)error_set(text, -ENODEV, "the journal %s is not to be used",
+                        device_name(d, (unsigned)i)); /* as above */
+    else if (d->fates[i] == FATE_UNUSABLE)
+        (void)error_set(text, -ENODEV, "the journal is missing, or it is one that is unusable: %s",
+                        d->reasons[i].text); /* as above */
+    else
+        (void)error_set(text, -ENODEV, "the journal %s is %s: %s", device_name(d, (unsigned)i),
+                        member_fate_name(d->fates[i]), d->reasons[i].text); /* as above */
+}
+
 static int
 check_journal(struct decision *d)
 {
     struct assembly *assembly = d->assembly;
+    struct error absence = {0};
 
     if (!assembly->journal_expected)
         return 0;
@@ -607,12 +642,13 @@ check_journal(struct decision *d)
     if (assembly->journal_candidate != NO_CANDIDATE && !(d->options->force & FORCE_DROP_JOURNAL))
         return 0;
     assembly->journal_candidate = NO_CANDIDATE;
+    journal_absence(d, &absence);
     /* Clean means nothing here: only the journal knows what was unfinished. */
     assembly->dirty = true;
     assembly->resync_from_bytes = 0;
     if (d->options->readonly) {
-        warn(d, "the journal is missing or stale: this is what the members hold, without what only "
-                "the journal has");
+        warn(d, "%s: this is what the members hold, without what only the journal has",
+             absence.text);
         return 0;
     }
     if (d->options->force & FORCE_DROP_JOURNAL) {
@@ -622,7 +658,8 @@ check_journal(struct decision *d)
     return error_set(d->error, -ENODEV,
                      "name the journal device too; or --readonly shows what the members hold, and "
                      "--force=drop-journal goes on without it and loses what only it has\n"
-                     "the journal is missing or stale");
+                     "%s",
+                     absence.text);
 }
 
 static int

@@ -834,7 +834,7 @@ static void
 a_journal_must_be_current_unless_readonly_or_dropped(void **state)
 {
     for (unsigned behind = 0; behind < 4; behind++)
-        for (unsigned force = 0; force < 16; force++)
+        for (unsigned force = 0; force < 32; force++)
             for (unsigned readonly = 0; readonly < 2; readonly++) {
                 struct world *w = make_journaled(5, 4);
                 const bool there = behind < 2;
@@ -846,17 +846,125 @@ a_journal_must_be_current_unless_readonly_or_dropped(void **state)
                     sb_of(w, 4)->events -= behind;
                 w->options.force = force;
                 w->options.readonly = readonly;
-                /* Writing to an array with a journal is not there yet. */
-                expect(w, readonly ? 0 : there || dropped ? -ENOTSUP : -ENODEV);
+                expect(w, readonly || there || dropped ? 0 : -ENODEV);
                 assert_true(w->assembly.journal_expected);
-                assert_int_equal(w->assembly.journal_candidate, there ? 4 : -1);
-                assert_int_equal(w->assembly.dirty, !there);
+                assert_int_equal(w->assembly.journal_candidate, there && !dropped ? 4 : -1);
+                /* A3: without it, nothing is known to be clean. */
+                assert_int_equal(w->assembly.dirty, !there || dropped);
+                if (w->assembly.dirty)
+                    assert_int_equal(w->assembly.resync_from_bytes, 0);
                 if (behind == 2)
                     expect_fate(w, 4, FATE_STALE);
-                if (readonly)
-                    assert_int_equal(warned(w, "journal is missing or stale"), !there);
+                assert_int_equal(warned(w, "what the members hold"),
+                                 readonly && (!there || dropped));
+                assert_int_equal(warned(w, "the journal is dropped"), !readonly && dropped);
                 free(w);
             }
+}
+
+/* The last line says why there is none, the one before what can be done. */
+static void
+why_there_is_no_journal_is_said(void **state)
+{
+    static const struct {
+        enum { MISSING, DAMAGED, STALE, STRUCK_OFF, NOT_KNOWN } what;
+        const char *text;
+    } cases[] = {{MISSING, "the journal is missing"},
+                 {DAMAGED, "unusable: e: no md superblock"},
+                 {STALE, "the journal e is stale: 18 events, a has 20"},
+                 {STRUCK_OFF, "the journal e is faulty: a says that it failed"},
+                 {NOT_KNOWN, "the journal e is stale: a went on without it"}};
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct world *w = make_journaled(5, 4);
+        const char *last;
+
+        if (cases[i].what == MISSING)
+            w->count--;
+        else if (cases[i].what == DAMAGED)
+            absent(w, 4);
+        else if (cases[i].what == STALE)
+            sb_of(w, 4)->events -= 2;
+        else if (cases[i].what == STRUCK_OFF)
+            all_others_say(w, 4, SUPERBLOCK_ROLE_FAULTY);
+        else
+            all_others_say(w, 4, SUPERBLOCK_ROLE_SPARE);
+        expect(w, -ENODEV);
+        last = strrchr(w->error.text, '\n');
+        assert_non_null(last);
+        expect_text(last, cases[i].text);
+        expect_text(w->error.text, "--force=drop-journal");
+        expect_text(w->error.text, "--readonly");
+        assert_int_equal(w->assembly.journal_candidate, -1);
+        free(w);
+    }
+}
+
+/* Struck off by an update that it missed: one event behind would be current otherwise. And by its
+ * own word, where it did not miss it. */
+static void
+a_journal_that_was_struck_off_is_never_used(void **state)
+{
+    for (unsigned behind = 0; behind < 2; behind++)
+        for (unsigned knows = 0; knows < 2; knows++) {
+            struct world *w = make_journaled(6, 4);
+
+            all_others_say(w, 4, SUPERBLOCK_ROLE_FAULTY);
+            if (knows)
+                sb_of(w, 4)->dev_roles[4] = SUPERBLOCK_ROLE_FAULTY;
+            sb_of(w, 4)->events -= behind;
+            expect(w, -ENODEV);
+            assert_int_equal(w->assembly.journal_candidate, -1);
+            assert_true(w->fates[4] != FATE_JOURNAL);
+            w->options.readonly = true;
+            expect(w, 0);
+            assert_int_equal(w->assembly.journal_candidate, -1);
+            w->options.readonly = false;
+            w->options.force = FORCE_DROP_JOURNAL;
+            expect(w, 0);
+            free(w);
+        }
+}
+
+static void
+a_dropped_journal_and_a_missing_member_need_both_words(void **state)
+{
+    struct world *w = make_journaled(5, 4);
+
+    absent(w, 1);
+    w->options.force = FORCE_DROP_JOURNAL;
+    expect(w, -EUCLEAN);
+    w->options.force = FORCE_DROP_JOURNAL | FORCE_DIRTY_DEGRADED;
+    expect(w, 0);
+    assert_true(w->assembly.forced_dirty_degraded);
+    assert_int_equal(w->assembly.journal_candidate, -1);
+    free(w);
+}
+
+/* What concerns the log's content is not decided here. */
+static void
+forces_for_the_log_do_not_replace_the_journal(void **state)
+{
+    struct world *w = make_journaled(5, 4);
+
+    w->count--;
+    w->options.force = FORCE_NEW_JOURNAL | FORCE_TRUNCATE_JOURNAL | FORCE_STALE_MEMBER;
+    expect(w, -ENODEV);
+    free(w);
+}
+
+static void
+a_journal_of_another_array_is_refused_by_name(void **state)
+{
+    struct world *w = make_journaled(5, 4);
+
+    memset(sb_of(w, 4)->set_uuid, 0x77, SUPERBLOCK_UUID_BYTES);
+    expect(w, -EINVAL);
+    expect_fate(w, 4, FATE_FOREIGN);
+    expect_text(w->error.text, "e is of array");
+    w->options.force = FORCE_DROP_JOURNAL;
+    expect(w, -EINVAL);
+    free(w);
 }
 
 static void
@@ -877,14 +985,17 @@ an_array_without_its_journal_is_never_trusted_as_clean(void **state)
 static void
 a_degraded_array_with_its_journal_starts(void **state)
 {
-    struct world *w = make_journaled(5, 4);
+    for (unsigned readonly = 0; readonly < 2; readonly++) {
+        struct world *w = make_journaled(5, 4);
 
-    absent(w, 1);
-    w->options.readonly = true;
-    expect(w, 0);
-    assert_int_equal(w->assembly.degraded, 1);
-    assert_false(w->assembly.dirty);
-    free(w);
+        absent(w, 1);
+        w->options.readonly = readonly;
+        expect(w, 0);
+        assert_int_equal(w->assembly.degraded, 1);
+        assert_int_equal(w->assembly.journal_candidate, 4);
+        assert_false(w->assembly.dirty);
+        free(w);
+    }
 }
 
 static void
@@ -894,8 +1005,13 @@ a_dirty_degraded_array_with_its_journal_is_refused(void **state)
 
     absent(w, 1);
     dirty_from(w, 0);
-    w->options.readonly = true;
-    expect(w, -EUCLEAN);
+    for (unsigned readonly = 0; readonly < 2; readonly++) {
+        w->options.readonly = readonly;
+        expect(w, -EUCLEAN);
+    }
+    w->options.force = FORCE_DIRTY_DEGRADED;
+    expect(w, 0);
+    assert_int_equal(w->assembly.journal_candidate, 4);
     free(w);
 }
 
@@ -936,7 +1052,28 @@ two_journals_equally_new_are_refused(void **state)
     sb_of(w, 4)->feature_map = SUPERBLOCK_FEATURE_JOURNAL;
     w->options.readonly = true;
     expect(w, -EINVAL);
+    w->options.readonly = false;
+    expect(w, -EINVAL);
+    expect_text(w->error.text, "leave out the copy");
     free(w);
+}
+
+static void
+of_two_journals_the_newer_is_taken(void **state)
+{
+    for (unsigned newer = 3; newer <= 4; newer++) {
+        struct world *w = make_journaled(5, 3);
+
+        add_device(w, 5, 3, SUPERBLOCK_ROLE_JOURNAL);
+        sb_of(w, 4)->feature_map = SUPERBLOCK_FEATURE_JOURNAL;
+        sb_of(w, 4)->dev_number = 3;
+        memcpy(sb_of(w, 4)->dev_roles, sb_of(w, 3)->dev_roles, sizeof sb_of(w, 3)->dev_roles);
+        sb_of(w, 7 - newer)->events--;
+        expect(w, 0);
+        assert_int_equal(w->assembly.journal_candidate, newer);
+        expect_fate(w, 7 - newer, FATE_DUPLICATE);
+        free(w);
+    }
 }
 
 int
@@ -982,6 +1119,12 @@ main(void)
         cmocka_unit_test(force_leaves_a_stale_member_out_where_the_array_can_do_without),
         cmocka_unit_test(force_never_takes_a_half_rebuilt_member),
         cmocka_unit_test(a_journal_must_be_current_unless_readonly_or_dropped),
+        cmocka_unit_test(why_there_is_no_journal_is_said),
+        cmocka_unit_test(a_journal_that_was_struck_off_is_never_used),
+        cmocka_unit_test(a_dropped_journal_and_a_missing_member_need_both_words),
+        cmocka_unit_test(forces_for_the_log_do_not_replace_the_journal),
+        cmocka_unit_test(a_journal_of_another_array_is_refused_by_name),
+        cmocka_unit_test(of_two_journals_the_newer_is_taken),
         cmocka_unit_test(an_array_without_its_journal_is_never_trusted_as_clean),
         cmocka_unit_test(a_degraded_array_with_its_journal_starts),
         cmocka_unit_test(a_dirty_degraded_array_with_its_journal_is_refused),
