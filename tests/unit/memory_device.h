@@ -93,7 +93,7 @@ memory_device_open(struct memory_device *memory, char *name, uint8_t *bytes, uin
                                                    .now_ns = no_time,
                                                    .wall_us = no_time,
                                                    .destroy = no_destroy};
-    const struct loop_config config = {.tasks = 8, .seed = 1};
+    const struct loop_config config = {.tasks = 16, .seed = 1};
     struct error error = {0};
 
     *memory = (struct memory_device){.bytes = bytes};
