@@ -254,6 +254,154 @@ a_missing_member_is_nobody_in_every_table(void **state)
     assert_int_equal(superblocks[0].max_dev, 0);
 }
 
+/* ---- A journal ---- */
+
+/* It is the device behind the members. */
+static void
+a_journal_is_a_device_more_that_every_table_knows(void **state)
+{
+    uint8_t block[SUPERBLOCK_BYTES];
+    struct superblock *read = malloc(sizeof *read);
+
+    assert_non_null(read);
+    for (int level = 4; level <= 6; level++)
+        for (uint32_t minor = 0; minor < 3; minor++)
+            for (unsigned count = level == 6 ? 4 : 2; count <= 8; count++) {
+                struct create_options o = options(level);
+
+                o.minor = minor;
+                o.chunk_bytes = 64 * KIB;
+                o.write_journal = true;
+                have(count + 1, 24 * MIB);
+                devices[count].size_bytes = 40 * MIB + 3 * SECTOR_BYTES;
+                expect(&o, count, 0);
+                for (unsigned i = 0; i <= count; i++) {
+                    struct format_error why = {""};
+
+                    assert_true(superblock_encode(&superblocks[i], block) >= 512);
+                    if (superblock_decode(block, minor, devices[i].size_bytes, read, &why) != 0)
+                        fail_msg("%s", why.text);
+                    assert_int_equal(superblock_role(read),
+                                     i < count ? i : SUPERBLOCK_ROLE_JOURNAL);
+                    assert_int_equal(read->dev_number, i);
+                    assert_int_equal(read->raid_disks, count);
+                    assert_int_equal(read->feature_map, SUPERBLOCK_FEATURE_JOURNAL);
+                    assert_int_equal(superblock_role_of(read, count), SUPERBLOCK_ROLE_JOURNAL);
+                    assert_int_equal(superblock_role_of(read, count + 1), SUPERBLOCK_ROLE_SPARE);
+                    assert_int_equal(read->data_offset_sectors, superblocks[0].data_offset_sectors);
+                    assert_int_equal(read->size_sectors, superblocks[0].size_sectors);
+                    assert_int_equal(read->journal_tail_sectors, 0);
+                    assert_int_equal(read->events, 0);
+                }
+                /* All of the device, unrounded; the ring is what of it is whole blocks. */
+                if (minor > 0)
+                    assert_int_equal(read->data_size_sectors,
+                                     devices[count].size_bytes / SECTOR_BYTES -
+                                         read->data_offset_sectors);
+                assert_in_range(read->data_size_sectors * SECTOR_BYTES -
+                                    superblock_journal_ring_bytes(read),
+                                0, BLOCK_BYTES - 1);
+            }
+    free(read);
+}
+
+/* The size of the array is the members' business. */
+static void
+a_journal_does_not_count_for_the_size(void **state)
+{
+    struct create_options o = options(5);
+    uint64_t alone;
+
+    have(5, GIB);
+    expect(&o, 4, 0);
+    alone = superblocks[0].size_sectors;
+    o.write_journal = true;
+    devices[4].size_bytes = 16 * MIB;
+    expect(&o, 4, 0);
+    assert_int_equal(superblocks[0].size_sectors, alone);
+    assert_int_equal(superblocks[4].size_sectors, alone);
+}
+
+/* 4 MiB of ring, whatever stands in front of it; less is refused, and told. */
+static void
+a_ring_of_less_than_4_mib_is_refused(void **state)
+{
+    static const uint64_t members[] = {24 * MIB, GIB, 100 * GIB, 4 * TIB};
+
+    for (size_t m = 0; m < ARRAY_LEN(members); m++)
+        for (uint32_t minor = 0; minor < 3; minor++) {
+            struct create_options o = options(5);
+            uint64_t least;
+
+            o.minor = minor;
+            o.chunk_bytes = 64 * KIB;
+            o.write_journal = true;
+            have(4, members[m]);
+            devices[3].size_bytes = GIB;
+            expect(&o, 3, 0);
+            least =
+                GIB - superblocks[3].data_size_sectors * SECTOR_BYTES + CREATE_JOURNAL_BYTES_MIN;
+            devices[3].size_bytes = least;
+            expect(&o, 3, 0);
+            assert_int_equal(superblock_journal_ring_bytes(&superblocks[3]),
+                             CREATE_JOURNAL_BYTES_MIN);
+            for (uint64_t less = BLOCK_BYTES; less < least; less *= 3) {
+                devices[3].size_bytes = least - less;
+                expect(&o, 3, -ENOSPC);
+                expect_text("d3");
+            }
+            devices[3].size_bytes = 0;
+            expect(&o, 3, -ENOSPC);
+        }
+}
+
+static void
+with_a_journal_there_are_at_most_203_members(void **state)
+{
+    struct create_options o = options(5);
+
+    have(205, 24 * MIB);
+    o.chunk_bytes = 64 * KIB;
+    o.write_journal = true;
+    expect(&o, 203, 0);
+    assert_int_equal(superblock_role(&superblocks[203]), SUPERBLOCK_ROLE_JOURNAL);
+    expect(&o, 204, -EINVAL);
+    expect_text("203");
+    o.write_journal = false;
+    expect(&o, 204, 0);
+}
+
+/* 128 numbers are in a table that fits one sector: the journal's is one of them. */
+static void
+a_journal_counts_for_the_table(void **state)
+{
+    struct create_options o = options(5);
+
+    have(130, 24 * MIB);
+    o.chunk_bytes = 64 * KIB;
+    o.write_journal = true;
+    for (unsigned count = 126; count <= 129; count++) {
+        expect(&o, count, 0);
+        assert_true(superblocks[0].max_dev > count);
+        assert_int_equal(superblocks[0].max_dev <= 128, count <= 127);
+        assert_int_equal(superblock_role_of(&superblocks[0], count), SUPERBLOCK_ROLE_JOURNAL);
+    }
+}
+
+static void
+a_degraded_array_may_have_a_journal(void **state)
+{
+    struct create_options o = options(5);
+
+    have(5, 24 * MIB);
+    devices[1].name = NULL;
+    o.chunk_bytes = 64 * KIB;
+    o.write_journal = true;
+    expect(&o, 4, 0);
+    assert_int_equal(superblock_role_of(&superblocks[4], 1), SUPERBLOCK_ROLE_SPARE);
+    assert_int_equal(superblock_role(&superblocks[4]), SUPERBLOCK_ROLE_JOURNAL);
+}
+
 /* ---- Refusals ---- */
 
 static void
@@ -366,6 +514,12 @@ main(void)
         cmocka_unit_test(more_than_128_members_get_a_larger_table),
         cmocka_unit_test(a_first_start_resyncs_unless_parity_is_good),
         cmocka_unit_test(a_missing_member_is_nobody_in_every_table),
+        cmocka_unit_test(a_journal_is_a_device_more_that_every_table_knows),
+        cmocka_unit_test(a_journal_does_not_count_for_the_size),
+        cmocka_unit_test(a_ring_of_less_than_4_mib_is_refused),
+        cmocka_unit_test(with_a_journal_there_are_at_most_203_members),
+        cmocka_unit_test(a_journal_counts_for_the_table),
+        cmocka_unit_test(a_degraded_array_may_have_a_journal),
         cmocka_unit_test(levels_layouts_and_counts_out_of_range_are_refused),
         cmocka_unit_test(a_chunk_is_a_power_of_two_from_4k_to_1g),
         cmocka_unit_test(a_device_that_is_too_small_is_named),
