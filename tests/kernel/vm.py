@@ -79,6 +79,16 @@ class GuestFailed(Exception):
     """The guest died, hung or never came to the crash line."""
 
 
+class AcceleratorFailed(GuestFailed):
+    """KVM is here, but cannot run the guest (as in some nested machines)."""
+
+
+class Accelerator:
+    """KVM if it is here, until it fails; then the emulator."""
+
+    name = "kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+
+
 class Result:
     """status: the script's exit status, None after a crash; output: all it printed."""
 
@@ -88,51 +98,57 @@ class Result:
         self.seconds = seconds
 
 
-def run(script, disks=None, files=None, timeout=120, crash_on=None, snapshot=False, tries=1, log=None):
+def run(script, disks=None, files=None, timeout=120, crash_on=None, snapshot=False, tries=1, log=None, uncached=()):
     """Run `script` in a guest.
 
     disks: {name: image path}; files: {path in the guest: bytes or host path}.
     crash_on: kill the guest as soon as a line equal to this is printed.
     snapshot: what the guest writes is thrown away. tries: boots in all if it
     times out, for the md driver's own recovery hangs now and then; with
-    snapshot only. log: a file for the kernel's console.
+    snapshot only. log: a file for the kernel's console. uncached: names of disks
+    that say they have no volatile write cache; the others say they have one.
     """
     assert tries == 1 or snapshot
     kernel, modules = kernel_prepare()
-    for attempt in range(tries):
+    attempt = 1
+    while True:
         with tempfile.TemporaryDirectory(prefix="stripelog-vm-") as work:
             try:
-                return boot(work, kernel, modules, script, disks or {}, files or {}, timeout, crash_on, snapshot, log)
+                return boot(work, kernel, modules, script, disks or {}, files or {}, timeout, crash_on, snapshot, log,
+                            uncached)
+            except AcceleratorFailed:
+                Accelerator.name = "tcg"
             except GuestFailed as failure:
-                if attempt + 1 == tries or "timeout" not in str(failure):
+                if attempt == tries or not str(failure).startswith("timeout"):
                     raise
-    raise AssertionError
+                attempt += 1
 
 
 # --- the guest ---
 
 
-def boot(work, kernel, modules, script, disks, files, timeout, crash_on, snapshot, log):
+def boot(work, kernel, modules, script, disks, files, timeout, crash_on, snapshot, log, uncached):
     initramfs = os.path.join(work, "initramfs")
     console = log or os.path.join(work, "console")
     initramfs_write(initramfs, modules, script, disks, files)
     command = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", "-machine", "q35"]
-    command += ["-accel", "kvm"] if os.access("/dev/kvm", os.R_OK | os.W_OK) else ["-accel", "tcg"]
-    command += ["-cpu", "max", "-m", "768", "-kernel", kernel, "-initrd", initramfs]
+    accelerator = Accelerator.name
+    command += ["-accel", accelerator, "-cpu", "max", "-m", "768", "-kernel", kernel, "-initrd", initramfs]
     command += ["-append", "console=ttyS0 panic=-1 loglevel=6 quiet random.trust_cpu=on mitigations=off"]
     command += ["-serial", f"file:{console}", "-device", "virtio-serial-pci"]
     command += ["-chardev", "file,id=out,path=/dev/stdout", "-device", "virtserialport,chardev=out"]
     command += ["-device", "virtio-scsi-pci,id=bus"]
-    for target, path in enumerate(disks.values()):
+    for target, (name, path) in enumerate(disks.items()):
         command += ["-drive", f"file={path},format=raw,if=none,id=disk{target},cache=unsafe,discard=unmap"
                     + (",snapshot=on" if snapshot else "")]
-        command += ["-device", f"scsi-hd,bus=bus.0,scsi-id={target},drive=disk{target}"]
+        command += ["-device", f"scsi-hd,bus=bus.0,scsi-id={target},drive=disk{target}"
+                    + (",write-cache=off" if name in uncached else "")]
     start = time.monotonic()
     # Its standard error goes to a file: QEMU warns about much that does not matter unless it fails.
     with open(os.path.join(work, "qemu.err"), "w+", encoding="utf-8") as errors:
         qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         try:
-            status, output = guest_follow(qemu, start + timeout, crash_on)
+            status, output = guest_follow(qemu, errors, start + timeout, crash_on)
         finally:
             if qemu.poll() is None:
                 qemu.send_signal(signal.SIGKILL)
@@ -142,23 +158,32 @@ def boot(work, kernel, modules, script, disks, files, timeout, crash_on, snapsho
             return Result(None, output, time.monotonic() - start)
         if isinstance(status, int) and crash_on is None:
             return Result(status, output, time.monotonic() - start)
-        errors.seek(0)
-        told = errors.read()[-2000:]
+        told = errors_told(errors)
+    if accelerator == "kvm" and not output and "kvm" in told.lower():
+        raise AcceleratorFailed(told)
     with open(console, encoding="utf-8", errors="replace") as text:
         tail = text.read()[-3000:]
     reason = f"never printed {crash_on}" if isinstance(status, int) else status
     raise GuestFailed(f"{reason}\n--- output\n{output[-3000:]}\n--- console\n{tail}\n--- qemu\n{told}")
 
 
-def guest_follow(qemu, deadline, crash_on):
+def errors_told(errors):
+    errors.seek(0)
+    return errors.read()[-2000:]
+
+
+def guest_follow(qemu, errors, deadline, crash_on):
     """Read the script's lines until it ends, crashes on purpose, dies or takes too long."""
     lines = []
     pending = b""
     status = None
     while True:
         left = deadline - time.monotonic()
-        ready = left > 0 and select.select([qemu.stdout], [], [], left)[0]
+        ready = left > 0 and select.select([qemu.stdout], [], [], min(left, 1.0))[0]
         if not ready:
+            # A guest that KVM gives up stands still, and QEMU waits.
+            if left > 1.0 and "KVM internal error" not in errors_told(errors):
+                continue
             return ("timeout" if status is None else status), "\n".join(lines)
         piece = os.read(qemu.stdout.fileno(), 65536)
         if not piece:
