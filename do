@@ -23,6 +23,7 @@ unset CDPATH
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 export PATH
 logs=build/logs
+kill_rounds=250       # of ./do soak; some 5 minutes
 results=$logs/results # one line a result: status, name, remark; tab-separated
 
 packages_build='gcc libc6-dev meson ninja-build pkgconf libisal-dev liburing-dev libboost-context-dev libjansson-dev libblkid-dev uuid-dev'
@@ -395,11 +396,12 @@ verb_fuzz()
     results_end
 }
 
-# Round after round of new seeds; half of the machine on the release build, half on the sanitizers'.
+# The server killed again and again under a real client; then round after round of new seeds for the simulator, half
+# of the machine on the release build, half on the sanitizers'.
 verb_soak()
 {
     seconds=$(seconds_or "${1-}" 3600)
-    need $packages_build libcmocka-dev
+    need $packages_build libcmocka-dev python3 python3-libnbd
     results_begin
     step 'build gcc -Werror' build_tree build/test --werror -Dtests=true
     step 'build sanitizers' build_sanitize
@@ -408,7 +410,9 @@ verb_soak()
         return
     fi
     seed=$(date +%s)
-    end=$((seed + seconds))
+    step "$kill_rounds rounds of SIGKILL, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
+        PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_kill.py "$kill_rounds" "$seed"
+    end=$(($(date +%s) + seconds))
     while [ "$(date +%s)" -lt "$end" ]; do
         build/sanitize/tests/sim/sim --seed "$seed" --histories 400 >"$logs/soak.sanitize.log" 2>&1 &
         sanitize_pid=$!
@@ -456,7 +460,7 @@ usage: ./do VERB [ARGUMENT]
   check             every check and test that needs no virtual machine
   check-kernel      the tests against the real Linux md driver, in a virtual machine
   bench [ARG...]    measure, as ratios against other programs; a table and a plot
-  soak [SECONDS]    the simulator, seed after seed (3600)
+  soak [SECONDS]    the server killed 250 times, then the simulator, seed after seed (3600)
   fuzz [SECONDS]    every fuzz target for so long (600)
   build             build/plain/stripelog, a release build
   format            clang-format over all C files
