@@ -79,9 +79,10 @@ class Array:
             shutil.copy(path, folder)
 
     def round(self, work, seed, thorough):
-        rng = random.Random(f"{seed} {self.name} {self.totals['rounds']}")
+        # Two, for how many numbers the load takes is a matter of time.
+        load_rng, rng = (random.Random(f"{seed} {self.name} {self.totals['rounds']} {use}") for use in ("load", "judge"))
         self.totals["rounds"] += 1
-        self.crash(rng)
+        self.crash(load_rng)
         kept = os.path.join(work, "killed")
         self.copy(kept)
         try:
