@@ -46,6 +46,15 @@ journal_parity_payload_bytes(uint32_t parity_count)
 /* CRC-32C, raw: continues from seed, no final inversion. length <= INT_MAX. */
 must_check uint32_t journal_checksum(uint32_t seed, const void *data, size_t length);
 
+/* For a block whose checksum is wanted next: brings it near meanwhile. Blocks that others (devices,
+ * cores) have filled take twice as long without. Need not be there: nothing is touched. */
+static inline void
+journal_block_expect(const void *block)
+{
+    for (size_t i = 0; i < BLOCK_BYTES; i += 64)
+        __builtin_prefetch((const uint8_t *)block + i);
+}
+
 /* The seed of every checksum in the journal of the array with this set_uuid. */
 must_check uint32_t journal_checksum_seed(const uint8_t set_uuid[SUPERBLOCK_UUID_BYTES]);
 

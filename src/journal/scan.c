@@ -7,6 +7,8 @@
  */
 #include "journal/scan.h"
 
+#include "runtime/pages.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 
@@ -28,7 +30,8 @@ struct reader {
     struct device *device;      /* borrowed */
     uint64_t data_offset_bytes; /* of the ring on the device */
     uint64_t ring_bytes, tail_bytes;
-    uint8_t *memory; /* owned */
+    struct pages *pages; /* owned */
+    uint8_t *memory;     /* all of them */
     struct io_pool ios;
     struct window windows[WINDOWS]; /* a ring; windows[first] is the one that is looked at */
     unsigned first;
@@ -51,13 +54,13 @@ reader_init(struct reader *reader, struct device *device, uint64_t data_offset_b
                               .data_offset_bytes = data_offset_bytes,
                               .ring_bytes = ring_bytes,
                               .tail_bytes = tail_bytes};
-    reader->memory = aligned_alloc(BLOCK_BYTES, WINDOWS * WINDOW_BYTES);
-    if (reader->memory == NULL)
+    if (pages_create(device->loop, WINDOWS * WINDOW_BYTES, true, &reader->pages) < 0)
         return -ENOMEM;
     if (io_pool_init(&reader->ios, device->loop, WINDOWS) < 0) {
-        free(reader->memory);
+        pages_destroy(reader->pages);
         return -ENOMEM;
     }
+    reader->memory = pages_try(reader->pages, WINDOWS * WINDOW_BYTES);
     for (unsigned w = 0; w < WINDOWS; ++w)
         reader->windows[w].memory = reader->memory + w * WINDOW_BYTES;
     return 0;
@@ -78,7 +81,8 @@ reader_fini(struct reader *reader)
     for (unsigned w = 0; w < WINDOWS; ++w)
         window_wait(&reader->windows[w]);
     io_pool_fini(&reader->ios);
-    free(reader->memory);
+    pages_give(reader->pages, reader->memory, WINDOWS * WINDOW_BYTES);
+    pages_destroy(reader->pages);
 }
 
 /* Starts reads into every window that is free, up to the end of the ring's one lap. */
@@ -124,11 +128,15 @@ reader_block(struct reader *reader, uint64_t from, const uint8_t **block)
             reader->first = (reader->first + 1) % WINDOWS;
         }
         reader_read_ahead(reader);
+        /* Else the device would get nothing to do until a window has to be waited for. */
+        loop_sleep(reader->device->loop, 0);
         window = &reader->windows[reader->first];
     }
     assert(from >= window->from);
     window_wait(window);
     *block = window->memory + (from - window->from);
+    if (from + BLOCK_BYTES < window->from + window->length)
+        journal_block_expect(*block + BLOCK_BYTES);
     /* The second try; and perhaps only something behind the end is unreadable, which is nobody's
      * business yet. */
     if (window->failed)

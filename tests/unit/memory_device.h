@@ -22,6 +22,7 @@ struct memory_device {
     uint64_t bytes_read;
     struct io *queue;
     struct turn_hook hook;
+    uint64_t now_ns;
 };
 
 static void
@@ -71,10 +72,13 @@ no_wait(void *self, uint64_t deadline_ns)
 {
 }
 
+/* A tick a look, so that who sleeps wakes up. */
 static uint64_t
-no_time(void *self)
+some_time(void *self)
 {
-    return 1;
+    struct memory_device *memory = self;
+
+    return ++memory->now_ns;
 }
 
 static void
@@ -90,8 +94,8 @@ memory_device_open(struct memory_device *memory, char *name, uint8_t *bytes, uin
     static const struct loop_backend no_backend = {.name = "none",
                                                    .submit = no_submit,
                                                    .wait = no_wait,
-                                                   .now_ns = no_time,
-                                                   .wall_us = no_time,
+                                                   .now_ns = some_time,
+                                                   .wall_us = some_time,
                                                    .destroy = no_destroy};
     const struct loop_config config = {.tasks = 16, .seed = 1};
     struct error error = {0};
@@ -100,7 +104,7 @@ memory_device_open(struct memory_device *memory, char *name, uint8_t *bytes, uin
     memory->hook.run = memory_device_complete;
     memory->device = (struct device){
         .ops = &ops, .name = name, .size_bytes = size_bytes, .logical_block_bytes = 512};
-    if (loop_create_on(&config, &no_backend, NULL, &memory->device.loop, &error) < 0)
+    if (loop_create_on(&config, &no_backend, memory, &memory->device.loop, &error) < 0)
         fail_msg("%s", error.text);
 }
 
