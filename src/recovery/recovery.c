@@ -746,15 +746,19 @@ zero_behind_end(struct recovery *recovery, struct error *error)
 }
 
 /* Position of the entry that the block at this distance belongs to; reads meta blocks from the
- * scan's tail on. */
+ * running journal's tail on: what stood before it may be overwritten already. */
 static task_fn int
-entry_of_block(struct recovery *recovery, uint32_t distance, uint64_t *position,
-               struct error *error)
+entry_of_block(struct recovery *recovery, const struct journal *journal, uint32_t distance,
+               uint64_t *position, struct error *error)
 {
-    uint64_t from = 0, at = recovery->log.tail_bytes;
     uint8_t *meta = aligned_alloc(BLOCK_BYTES, BLOCK_BYTES);
+    struct journal_status status;
+    uint64_t from, at;
     int result = meta == NULL ? -ENOMEM : 0;
 
+    journal_status(journal, &status);
+    at = status.tail;
+    from = journal_ring_distance(&recovery->geometry, recovery->log.tail_bytes, at) / BLOCK_BYTES;
     while (result == 0) {
         struct journal_entry entry;
 
@@ -973,7 +977,7 @@ write_out_all(struct recovery *recovery, struct journal *journal, const struct o
             uint64_t position;
 
             /* Everything before the next stripe's first entry has been written out. */
-            result = entry_of_block(recovery, stripes[done].distance, &position, error);
+            result = entry_of_block(recovery, journal, stripes[done].distance, &position, error);
             if (result == 0 && journal_hold(journal, position) < 0)
                 result = error_set(error, -EIO, "the journal failed");
             if (result < 0)

@@ -1,0 +1,69 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Journals at the start: logs that leave little room, and starts that give up what a log held."""
+
+import os
+import struct
+
+from harness import KIB, MIB, Server, expect, main, stripelog
+from test_journal import BLOCK, Ring, crc32c, journaled_new
+
+CHUNK = 64 * KIB
+
+
+# --- logs as a kernel in write-back mode leaves them ---
+
+
+def data_only_fill(ring, free, stripes_per_entry):
+    """
+    Entries from the tail on, one DATA block of a stripe of its own each, until `free` blocks are left.
+    For a RAID-5 of three members. {array offset: content}
+    """
+    blocks = ring.size // BLOCK
+    sequence = struct.unpack("<Q", ring.read(ring.tail)[16:24])[0]
+    at, used, content = ring.tail // BLOCK, 0, {}
+    while used + 1 + stripes_per_entry + free <= blocks:
+        meta, data = bytearray(BLOCK), []
+        for i in range(stripes_per_entry):
+            stripe = len(content)
+            offset = stripe // (CHUNK // BLOCK) * 2 * CHUNK + stripe % (CHUNK // BLOCK) * BLOCK
+            block = struct.pack("<Q", 0xabc0000 + stripe) * (BLOCK // 8)
+            struct.pack_into("<HHIQI", meta, 32 + 20 * i, 0, 0, 8, offset // 512, crc32c(ring.seed, block))
+            content[offset] = block
+            data.append(block)
+        struct.pack_into("<IIB3xIQQ", meta, 0, 0x6433c509, 0, 1, 32 + 20 * stripes_per_entry, sequence, at * 8)
+        struct.pack_into("<I", meta, 4, crc32c(ring.seed, meta))
+        for block in [meta, *data]:
+            ring.write(at * BLOCK, block)
+            at = (at + 1) % blocks
+        used, sequence = used + 1 + stripes_per_entry, sequence + 1
+    return content
+
+
+def expect_blocks(devices, content):
+    with Server(devices) as server:
+        handle = server.connect()
+        for offset, block in content.items():
+            expect(handle.pread(BLOCK, offset) == block, f"the block at {offset} is not what the log held")
+        handle.shutdown()
+
+
+def full_log_of_data_only_stripes_makes_room_for_itself(work):
+    """
+    With hardly a block free the log goes on, and the tail moves again and again while stripes are
+    written out. Where the tail stood at first their parity soon stands: nobody may look for entries there.
+    """
+    for free, stripes_per_entry in ((24, 3), (60, 1), (4, 1)):
+        members, journal = journaled_new(work, members=3, size=32 * MIB, journal_size=6 * MIB,
+                                         prefix=f"m{free}-{stripes_per_entry}-")
+        content = data_only_fill(Ring(journal), free, stripes_per_entry)
+        recovered = stripelog("recover", *members, journal)
+        expect(recovered.returncode == 0, f"recover: {recovered.returncode} {recovered.stderr}")
+        expect_blocks(members + [journal], content)
+        os.unlink(journal)
+
+
+if __name__ == "__main__":
+    main(
+        full_log_of_data_only_stripes_makes_room_for_itself,
+    )
