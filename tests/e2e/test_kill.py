@@ -30,7 +30,7 @@ import tempfile
 import time
 
 from harness import (MIB, Failed, Server, Skip, create, expect, images_make, main, nbd_read_all, resync_wait, rng_for,
-                     stripelog)
+                     stripelog, superblock_field)
 from load import BLOCK, Model, Piece, described, load_and_kill, whole
 
 MEMBER_BYTES = 5 * MIB
@@ -42,7 +42,7 @@ SAMPLE = 15
 class Array:
     """Its images and what it must hold; `lost` members are missing all the time."""
 
-    def __init__(self, work, name, level, count, lost=(), chunk=64, resync=False):
+    def __init__(self, work, name, level, count, lost=(), chunk=64, layout=None, metadata="1.2", resync=False):
         self.name, self.level, self.count, self.lost, self.resync = name, level, count, lost, resync
         self.parities = 2 if level == 6 else 1
         self.rng = rng_for(name)
@@ -51,7 +51,10 @@ class Array:
         self.members = images_make(folder, count, MEMBER_BYTES, "m", self.rng if resync else None)
         self.journal = images_make(folder, 1, JOURNAL_BYTES, "journal")[0]
         create(self.members, f"--write-journal={self.journal}", *([] if resync else ["--assume-clean"]),
-               *(["--force"] if resync else []), level=level, chunk=chunk)
+               *(["--force"] if resync else []), level=level, chunk=chunk, layout=layout, metadata=metadata)
+        self.data_offset = 512 * superblock_field(self.members[0], 128, "<Q", metadata)
+        self.data_bytes = 512 * superblock_field(self.members[0], 80, "<Q", metadata)
+        self.metadata = metadata
         # Zeros, or what happens to be there.
         with Server(self.given(), "--readonly", MEMORY) as server:
             self.model = Model(server.read_all())
@@ -125,7 +128,7 @@ class Array:
         with Server(self.given(), MEMORY) as server:
             self.same(nbd_read_all(server.connect()), shown, "recovered and served")
             if self.resync and rng.random() < 0.3:
-                resync_wait(self.members[0])
+                resync_wait(self.members[0], self.metadata)
                 self.resync = False
         there = [role for role in range(self.count) if role not in self.lost]
         spare = self.parities - len(self.lost)
@@ -156,8 +159,8 @@ class Array:
         total = 0
         for path in self.members:
             with open(path, "rb") as image:
-                image.seek(MIB)  # where data begins, with chunks of 64 KiB
-                total ^= int.from_bytes(image.read(), "little")
+                image.seek(self.data_offset)
+                total ^= int.from_bytes(image.read(self.data_bytes), "little")
         expect(total == 0, "parity does not agree with data")
 
 
@@ -165,10 +168,10 @@ def arrays(work):
     return [
         Array(work, "raid5", 5, 4),
         Array(work, "raid6", 6, 5),
-        Array(work, "raid5-degraded", 5, 4, lost=(1,)),
-        Array(work, "raid6-degraded", 6, 5, lost=(3,)),
-        Array(work, "raid5-resyncing", 5, 3, resync=True),
-        Array(work, "raid6-bare", 6, 4, lost=(0, 2)),
+        Array(work, "raid5-degraded", 5, 4, lost=(1,), layout="right-asymmetric", chunk=16),
+        Array(work, "raid6-degraded", 6, 5, lost=(3,), layout="ddf-N-continue", chunk=128),
+        Array(work, "raid5-resyncing", 5, 3, resync=True, metadata="1.0"),
+        Array(work, "raid6-bare", 6, 4, lost=(0, 2), chunk=4, metadata="1.1"),
         Array(work, "raid4", 4, 3, chunk=16),
     ]
 

@@ -73,12 +73,12 @@ class Array:
         return " ".join(f"/dev/{os.path.basename(path)}" for path in self.files)
 
 
-def array_new(key, what, level, count, folder, ring_bytes, chunk=64):
+def array_new(key, what, level, count, folder, ring_bytes, layout, chunk):
     members = images_make(folder, count, MEMBER_BYTES, key + "-")
     journal = os.path.join(folder, f"{key}-{count}")
     with open(journal, "wb") as image:
         image.truncate(MIB + ring_bytes)  # data begins after a megabyte, with such chunks
-    create(members, "--assume-clean", f"--write-journal={journal}", level=level, chunk=chunk)
+    create(members, "--assume-clean", f"--write-journal={journal}", level=level, layout=layout, chunk=chunk)
     return Array(key, what, level, folder, members, journal)
 
 
@@ -159,14 +159,14 @@ def golden_interrupted(array, case, work):
 
 # The server of each is killed until its log is as the last word says.
 KILLED = [
-    ("ka", 4, 4, RING_LEAST, "wrapped"),
-    ("kb", 5, 4, RING_LEAST, "wrapped"),
-    ("kc", 6, 5, RING_LEAST, "wrapped"),
-    ("kd", 4, 3, 32 * MIB, "unwrapped"),
-    ("ke", 5, 5, 32 * MIB, "unwrapped"),
-    ("kf", 6, 4, 32 * MIB, "unwrapped"),
-    ("kg", 5, 4, RING_LEAST, "full"),
-    ("kh", 6, 6, RING_LEAST, "full"),
+    ("ka", 4, 4, None, 64, RING_LEAST, "wrapped"),
+    ("kb", 5, 4, "left-symmetric", 16, RING_LEAST, "wrapped"),
+    ("kc", 6, 5, "left-symmetric", 64, RING_LEAST, "wrapped"),
+    ("kd", 4, 3, None, 4, 32 * MIB, "unwrapped"),
+    ("ke", 5, 5, "right-asymmetric", 64, 32 * MIB, "unwrapped"),
+    ("kf", 6, 4, "ddf-N-continue", 32, 32 * MIB, "unwrapped"),
+    ("kg", 5, 4, "parity-first", 64, RING_LEAST, "full"),
+    ("kh", 6, 6, "left-symmetric-6", 128, RING_LEAST, "full"),
 ]
 
 
@@ -252,12 +252,13 @@ def expect_taken(array, output, recovers=None):
 
 # --- the kernel writes, and is cut off ---
 
-CRASHED = [
-    ("wa", 5, 4, "write-through", True),
-    ("wb", 6, 5, "write-through", False),
-    ("wc", 4, 4, "write-back", True),
-    ("wd", 6, 5, "write-back", False),
-]
+# Layout, chunk, journal mode, and whether the journal says that it has a volatile cache.
+CRASHED = {
+    "wa": (5, 4, "right-symmetric", 64, "write-through", True),
+    "wb": (6, 5, "ddf-zero-restart", 64, "write-through", False),
+    "wc": (4, 4, None, 32, "write-back", True),
+    "wd": (6, 5, "left-symmetric", 64, "write-back", False),
+}
 
 
 def filled(array):
@@ -302,11 +303,10 @@ done
 
 def kernel_crashes(made, work):
     """The arrays as the kernel left them. It may hang in write-back mode: then again, on fresh copies."""
-    modes = {key: mode for key, _level, _count, mode, _cached in CRASHED}
+    modes = {key: facts[4] for key, facts in CRASHED.items()}
     for attempt in range(TRIES):
         arrays = [array.copy(array.key, array.what, os.path.join(work, f"crashed{attempt}")) for array in made]
-        uncached = {os.path.basename(array.journal) for array in arrays
-                    if not next(cached for key, _l, _c, _m, cached in CRASHED if key == array.key)}
+        uncached = {os.path.basename(array.journal) for array in arrays if not CRASHED[array.key][5]}
         try:
             return arrays, kernel_writes(arrays, modes, uncached)
         except vm.GuestFailed as failure:
@@ -345,8 +345,9 @@ def run_golden_and_killed(report, work, pool):
     guest_golden = pool.submit(taken, [array for array in arrays if array.ready], name="golden")
 
     killed = []
-    for key, level, count, ring, wanted in KILLED:
-        array = array_new(key, f"our server killed, raid{level} of {count}, log {wanted}", level, count, work, ring)
+    for key, level, count, layout, chunk, ring, wanted in KILLED:
+        what = f"our server killed, raid{level} of {count}, {layout or 'raid4'}, log {wanted}"
+        array = array_new(key, what, level, count, work, ring, layout, chunk)
         array.ready = report.case(f"{array.name}: our part", killed_under_load, array, wanted, work)
         killed.append(array)
     guest_killed = pool.submit(taken, [array for array in killed if array.ready], tries=TRIES, timeout=240,
@@ -369,10 +370,10 @@ def run_interrupted(report, work, pool):
 def run_crashed(report, work, pool):
     """Part 4."""
     made = []
-    for key, level, count, mode, cached in CRASHED:
+    for key, (level, count, layout, chunk, mode, cached) in CRASHED.items():
         what = f"made by us, raid{level} of {count}, the kernel crashes in {mode} mode, " \
                f"journal {'with' if cached else 'without'} a cache"
-        array = array_new(key, what, level, count, work, 24 * MIB)
+        array = array_new(key, what, level, count, work, 24 * MIB, layout, chunk)
         array.ready = report.case(f"{array.name}: our part", filled, array)
         made.append(array)
     made = [array for array in made if array.ready]
@@ -381,7 +382,7 @@ def run_crashed(report, work, pool):
         report.case(f"{array.name}: taken by the kernel", expect_taken, array, output, "")
     guests, recovered = [], []
     for array in crashed:
-        mode = next(m for key, _l, _c, m, _cached in CRASHED if key == array.key)
+        mode = CRASHED[array.key][4]
         ours = array.copy("r" + array.key, f"recovered by us: {array.what}", os.path.join(work, "ours"))
         if not report.case(f"{array.name}: our recovery", crash_recovered, array, ours, mode):
             continue
