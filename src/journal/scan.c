@@ -12,7 +12,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#define WINDOW_BYTES (1 * MIB)
+#define WINDOW_BYTES (1 * MIB) /* less where the ring is smaller */
 #define WINDOWS      8u
 
 /* --- Reading ahead --------------------------------------------------------------------------- */
@@ -30,6 +30,7 @@ struct reader {
     struct device *device;      /* borrowed */
     uint64_t data_offset_bytes; /* of the ring on the device */
     uint64_t ring_bytes, tail_bytes;
+    uint64_t window_bytes;
     struct pages *pages; /* owned */
     uint8_t *memory;     /* all of them */
     struct io_pool ios;
@@ -53,16 +54,19 @@ reader_init(struct reader *reader, struct device *device, uint64_t data_offset_b
     *reader = (struct reader){.device = device,
                               .data_offset_bytes = data_offset_bytes,
                               .ring_bytes = ring_bytes,
-                              .tail_bytes = tail_bytes};
-    if (pages_create(device->loop, WINDOWS * WINDOW_BYTES, true, &reader->pages) < 0)
+                              .tail_bytes = tail_bytes,
+                              .window_bytes = WINDOW_BYTES};
+    while (reader->window_bytes > BLOCK_BYTES && reader->window_bytes / 2 >= ring_bytes)
+        reader->window_bytes /= 2;
+    if (pages_create(device->loop, WINDOWS * reader->window_bytes, true, &reader->pages) < 0)
         return -ENOMEM;
     if (io_pool_init(&reader->ios, device->loop, WINDOWS) < 0) {
         pages_destroy(reader->pages);
         return -ENOMEM;
     }
-    reader->memory = pages_try(reader->pages, WINDOWS * WINDOW_BYTES);
+    reader->memory = pages_try(reader->pages, WINDOWS * reader->window_bytes);
     for (unsigned w = 0; w < WINDOWS; ++w)
-        reader->windows[w].memory = reader->memory + w * WINDOW_BYTES;
+        reader->windows[w].memory = reader->memory + w * reader->window_bytes;
     return 0;
 }
 
@@ -81,7 +85,7 @@ reader_fini(struct reader *reader)
     for (unsigned w = 0; w < WINDOWS; ++w)
         window_wait(&reader->windows[w]);
     io_pool_fini(&reader->ios);
-    pages_give(reader->pages, reader->memory, WINDOWS * WINDOW_BYTES);
+    pages_give(reader->pages, reader->memory, WINDOWS * reader->window_bytes);
     pages_destroy(reader->pages);
 }
 
@@ -99,8 +103,8 @@ reader_read_ahead(struct reader *reader)
         if (reader->asked >= reader->ring_bytes)
             return;
         window->from = reader->asked;
-        window->length = min_u64(WINDOW_BYTES, min_u64(reader->ring_bytes - position,
-                                                       reader->ring_bytes - reader->asked));
+        window->length = min_u64(reader->window_bytes, min_u64(reader->ring_bytes - position,
+                                                               reader->ring_bytes - reader->asked));
         window->waited = window->failed = false;
         reader->asked += window->length;
         io_group_init(&window->read, reader->device->loop);
@@ -269,6 +273,10 @@ entry_read(struct scanner *scanner, struct journal_entry *entry, struct format_e
 static task_fn void
 follow_torn(struct scanner *scanner, struct journal_entry *entry)
 {
+    struct error *const error = scanner->error;
+    struct error unheard = {0}; /* the log has ended before */
+
+    scanner->error = &unheard;
     for (;;) {
         const uint64_t seq = entry->seq + 1;
         uint32_t bad_count, bad_first;
@@ -278,10 +286,12 @@ follow_torn(struct scanner *scanner, struct journal_entry *entry)
             entry->seq != seq ||
             scanner->from + entry_bytes(entry) > scanner->geometry.ring_bytes ||
             entry_look(scanner, entry, &bad_count, &bad_first) < 0 || bad_count > 0)
-            return;
+            break;
         ++scanner->scan->torn_follows;
         entry_tell(scanner, entry, false);
     }
+    scanner->error = error;
+    scanner->scan->unreadable_bytes = 0;
 }
 
 /* The entry at the end so far: 1 and it is counted; 0 and scan->end says why not; or an error. */

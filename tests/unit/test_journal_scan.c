@@ -548,6 +548,29 @@ a_read_error_behind_the_end_harms_nobody(void **state)
     world_free(w);
 }
 
+/* Also behind an entry that is torn: the count of what would follow ends there, and no more. */
+static void
+a_read_error_behind_a_torn_entry_harms_nobody(void **state)
+{
+    struct world *w = world_make(5, 0);
+    uint64_t torn, follows;
+
+    append(w, 0, 0);
+    torn = append(w, 2, 1);
+    append(w, 1, 0);
+    follows = append(w, 1, 0);
+    at(w, torn + BLOCK_BYTES)[7] ^= 1;
+    for (uint64_t block = 0; block < 2; block++) {
+        w->memory.bad_from = DATA_OFFSET + follows + block * BLOCK_BYTES;
+        w->memory.bad_to = w->memory.bad_from + 1;
+        expect_log(w, 1, JOURNAL_END_TORN);
+        assert_int_equal(w->scan.torn_follows, 1);
+        assert_int_equal(w->scan.unreadable_bytes, 0);
+        assert_string_equal(w->error.text, "");
+    }
+    world_free(w);
+}
+
 /* By option: what stands before the block that cannot be read is the log. */
 static void
 an_unreadable_block_is_the_end_if_asked(void **state)
@@ -723,6 +746,7 @@ main(int argc, char **argv)
         cmocka_unit_test(nonsense_of_an_older_log_ends_the_log),
         cmocka_unit_test(a_read_error_is_not_the_end),
         cmocka_unit_test(a_read_error_behind_the_end_harms_nobody),
+        cmocka_unit_test(a_read_error_behind_a_torn_entry_harms_nobody),
         cmocka_unit_test(an_unreadable_block_is_the_end_if_asked),
         cmocka_unit_test(an_unreadable_tail_is_refused_also_if_asked),
         cmocka_unit_test(every_entry_is_told_and_the_torn_one_with_its_bad_blocks),
