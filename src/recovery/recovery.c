@@ -4,13 +4,16 @@
  */
 #include "recovery/recovery.h"
 
+#include "runtime/pages.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 
 #define RECORD_COST  (2 * sizeof(struct journal_record)) /* sorting takes as much again */
 #define BATCH_BLOCKS 1024u
-#define BATCHES      2u
-#define IOS          128u
+#define BATCHES      4u
+#define BATCHES_READ 2u /* of them are read while one is looked at */
+#define IOS          512u
 #define PROGRESS_NS  UINT64_C(1000000000)
 /* Any entry finds room in half of it. */
 #define INDEX_MIN    (2 * JOURNAL_ENTRY_BLOCKS_MAX)
@@ -44,7 +47,8 @@ struct recovery {
 
     struct io_pool ios;
     bool ios_there;
-    uint8_t *memory; /* owned: the batches' pages */
+    struct pages *pages; /* owned; NULL: there is nothing to move */
+    uint8_t *memory;     /* all of them: the batches' */
     struct batch batches[BATCHES];
     struct journal_record *batch_records;
     struct journal_record **batch_pointers;
@@ -224,11 +228,13 @@ batches_init(struct recovery *recovery)
 {
     const size_t blocks = (size_t)BATCHES * BATCH_BLOCKS;
 
-    recovery->memory = aligned_alloc(BLOCK_BYTES, blocks * BLOCK_BYTES);
+    if (pages_create(recovery->loop, blocks * BLOCK_BYTES, true, &recovery->pages) < 0)
+        return -ENOMEM;
+    recovery->memory = pages_try(recovery->pages, blocks * BLOCK_BYTES);
     recovery->batch_records = calloc(blocks, sizeof *recovery->batch_records);
     recovery->batch_pointers = calloc(blocks, sizeof(struct journal_record *));
-    if (recovery->memory == NULL || recovery->batch_records == NULL ||
-        recovery->batch_pointers == NULL || io_pool_init(&recovery->ios, recovery->loop, IOS) < 0)
+    if (recovery->batch_records == NULL || recovery->batch_pointers == NULL ||
+        io_pool_init(&recovery->ios, recovery->loop, IOS) < 0)
         return -ENOMEM;
     recovery->ios_there = true;
     for (unsigned i = 0; i < BATCHES; ++i)
@@ -256,15 +262,18 @@ scan_and_decide(struct recovery *recovery, struct error *error)
                      tail_sectors * SECTOR_BYTES, capacity) < 0)
         return error_set(error, -ENOMEM, "no memory to recover the journal");
     recovery->records_there = true;
-    if (batches_init(recovery) < 0)
-        return error_set(error, -ENOMEM, "no memory to recover the journal");
     phase_begin(recovery, RECOVERY_SCANNING, recovery->geometry.ring_bytes);
     result = scan_log(recovery, &recovery->log, error);
     if (result == -EBADMSG)
         return tail_explain(recovery, error);
-    if (result == 0)
-        counts_add(recovery);
-    return result;
+    if (result < 0)
+        return result;
+    counts_add(recovery);
+    if (!recovery->config.whole_index &&
+        recovery->counts.replay_blocks + recovery->counts.open_blocks > 0 &&
+        batches_init(recovery) < 0)
+        return error_set(error, -ENOMEM, "no memory to recover the journal");
+    return 0;
 }
 
 task_fn int
@@ -298,7 +307,11 @@ recovery_destroy(struct recovery *recovery)
         io_pool_fini(&recovery->ios);
     free(recovery->batch_pointers);
     free(recovery->batch_records);
-    free(recovery->memory);
+    if (recovery->pages != NULL) {
+        pages_give(recovery->pages, recovery->memory,
+                   (uint64_t)BATCHES * BATCH_BLOCKS * BLOCK_BYTES);
+        pages_destroy(recovery->pages);
+    }
     free(recovery);
 }
 
@@ -393,6 +406,8 @@ batch_verify(struct batch *batch, struct error *error)
     for (unsigned i = 0; i < batch->count; ++i) {
         const struct journal_record *record = &batch->records[i];
 
+        if (i + 1 < batch->count)
+            journal_block_expect(batch_page(batch, record + 1));
         if (journal_checksum(recovery->geometry.checksum_seed, batch_page(batch, record),
                              BLOCK_BYTES) != record->checksum)
             return error_set(error, -EIO,
@@ -497,35 +512,41 @@ batch_fill(struct batch *batch, size_t *at)
     return batch->count > 0;
 }
 
-/* What is in the index: one batch is read while the other is written. A stripe that is cut in two
+/* What is in the index: some batches are read while others are written. A stripe that is cut in two
  * by a batch's end is whole when this returns. */
 static task_fn int
 replay_index(struct recovery *recovery, struct error *error)
 {
-    struct batch *batch = &recovery->batches[0], *other = &recovery->batches[1];
     size_t at = 0;
-    bool more = batch_fill(batch, &at);
+    unsigned begun = 0, sent = 0; /* batches: read; and written */
+    bool more = recovery->pages != NULL;
     int result = 0;
 
-    if (more)
-        batch_read(batch);
-    while (more) {
-        struct batch *const next = other;
+    while (result == 0 && (more || sent < begun)) {
+        struct batch *const next = &recovery->batches[begun % BATCHES];
+        struct batch *const batch = &recovery->batches[sent % BATCHES];
 
+        if (more) {
+            result = batch_written(next, error);
+            if (result < 0)
+                break;
+            more = batch_fill(next, &at);
+            if (more) {
+                batch_read(next);
+                ++begun;
+            }
+        }
+        if (sent == begun || (more && begun - sent <= BATCHES_READ))
+            continue;
+        loop_sleep(recovery->loop, 0); /* what was begun goes to the devices now */
         result = batch_verify(batch, error);
+        ++sent;
         if (result == 0)
             batch_write(batch);
-        if (result == 0)
-            result = batch_written(next, error);
-        if (result < 0)
-            break;
         phase_progress(recovery, recovery->done_bytes + (uint64_t)batch->count * BLOCK_BYTES);
-        more = batch_fill(next, &at);
-        if (more)
-            batch_read(next);
-        other = batch;
-        batch = next;
     }
+    for (; sent < begun; ++sent)
+        ignored(io_wait(&recovery->batches[sent % BATCHES].reads)); /* it is over anyway */
     for (unsigned i = 0; i < BATCHES; ++i) {
         struct error later;
         const int last = batch_written(&recovery->batches[i], result < 0 ? &later : error);
@@ -689,6 +710,8 @@ log_again(struct recovery *recovery, struct journal *journal, struct error *erro
         (unsigned)min_u64(BATCH_BLOCKS, max_u64(journal_reserve_max(journal) / 2, 1));
     uint64_t stripes;
 
+    if (recovery->counts.open_blocks == 0)
+        return 0;
     for (size_t at = 0; batch_fill_open(batch, &at, most, &stripes);) {
         int result;
 

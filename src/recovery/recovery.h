@@ -49,7 +49,7 @@ struct recovery_config {
     struct device *device;            /* the journal; borrowed */
     const struct superblock *journal; /* its superblock; borrowed */
     const struct geometry *geometry;  /* borrowed */
-    uint64_t memory_bytes;            /* for the index; buffers take 16 MiB beside it */
+    uint64_t memory_bytes;            /* for the index; buffers take 24 MiB beside it */
     bool whole_index; /* all records must be there at once (an overlay): -ENOMEM, with
                          the memory it would take, where they do not fit */
     bool unreadable_is_end;
