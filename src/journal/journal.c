@@ -30,6 +30,7 @@ enum entry_state {
     ENTRY_CLOSED,
     ENTRY_SUBMITTED,
     ENTRY_DURABLE,
+    ENTRY_DEAD, /* the journal has failed, and no I/O of the entry is in flight any more */
 };
 
 struct journal_entry_state {
@@ -90,7 +91,7 @@ struct journal {
     struct wait_queue checkpoint_done;
 
     struct task *writer, *committer, *keeper; /* while they wait for work */
-    bool writer_ended;
+    bool writer_ended, keeper_ended;
     unsigned tasks_alive;
     struct wait_queue quit_waiters;
 
@@ -322,7 +323,8 @@ entries_retire(struct journal *journal)
         journal->slots_first_free = entry;
         journal->slots_free += !entry->keepers;
     }
-    if (journal->finished_position != journal->tail && !journal->checkpoint_timer.armed)
+    if (journal->finished_position != journal->tail && !journal->checkpoint_timer.armed &&
+        !journal->quitting)
         timer_arm(journal->loop, &journal->checkpoint_timer, journal->config.checkpoint_ns);
     if (journal->waiters_first != NULL || journal->requests > 0 ||
         ring_blocks_between(journal, journal->tail, journal->finished_position) * BLOCK_BYTES >=
@@ -411,7 +413,8 @@ journal_append_step(struct journal *journal, struct journal_append *append,
     return 0;
 }
 
-/* Tells those whose entries are all durable, in order (J1). */
+/* Tells those whose entries are all durable, in order (J1); after a failure those whose entries are
+ * dead: before that their pages still belong to I/O (J7). */
 static void
 appends_tell(struct journal *journal)
 {
@@ -419,7 +422,7 @@ appends_tell(struct journal *journal)
         struct journal_append *append = journal->appends_first;
         const bool durable = append->last->state == ENTRY_DURABLE;
 
-        if (!durable && !journal->failed)
+        if (!durable && append->last->state != ENTRY_DEAD)
             return;
         append->result = durable ? 0 : -EIO; /* J6 */
         journal->appends_first = append->next;
@@ -437,7 +440,7 @@ journal_append_wait(struct journal *journal, struct journal_append *append)
     append->reserved = append->slots = 0;
     space_grant(journal);
     if (journal->failed)
-        return -EIO;
+        return -EIO; /* nothing was sent since its first step, and nothing will be */
     if (append->last == NULL)
         return 0;
     append->waiter = task_self(journal->loop);
@@ -482,7 +485,8 @@ journal_fail(struct journal *journal, int error, const char *operation)
         return;
     journal->failed = true; /* J6 */
     timer_cancel(journal->loop, &journal->checkpoint_timer);
-    appends_tell(journal);
+    wake(journal, &journal->writer); /* they bury the entries */
+    wake(journal, &journal->committer);
     space_grant(journal);
     wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
     journal->config.failed(journal->config.owner, error, operation);
@@ -558,13 +562,16 @@ writer_main(void *arg)
     for (;;) {
         struct journal_entry_state *entry = journal->unsubmitted;
 
-        if (entry == NULL || entry->state != ENTRY_CLOSED || journal->failed) {
-            if (journal->quitting)
+        if (entry == NULL || entry->state != ENTRY_CLOSED) {
+            if (journal->keeper_ended)
                 break;
             sleep_at(journal, &journal->writer);
             continue;
         }
-        entry_submit(journal, entry);
+        if (journal->failed)
+            io_group_init(&entry->ios, journal->loop); /* J6: it dies without any */
+        else
+            entry_submit(journal, entry);
         entry->state = ENTRY_SUBMITTED;
         journal->unsubmitted = entry->next;
         wake(journal, &journal->committer);
@@ -627,7 +634,7 @@ committer_main(void *arg)
         int result;
 
         if (entry == NULL || entry->state != ENTRY_SUBMITTED) {
-            if (journal->quitting && journal->writer_ended)
+            if (journal->writer_ended)
                 break;
             sleep_at(journal, &journal->committer);
             continue;
@@ -639,8 +646,9 @@ committer_main(void *arg)
             commit(journal, complete_until(entry));
             continue;
         }
-        /* Only so that no I/O is left when the journal is destroyed. */
+        entry->state = ENTRY_DEAD;
         journal->uncommitted = entry->next;
+        appends_tell(journal);
     }
     task_ended(journal);
 }
@@ -792,6 +800,8 @@ keeper_main(void *arg)
         journal->checkpoint_due = false;
         checkpoint(journal);
     }
+    journal->keeper_ended = true; /* it was the last that could open an entry */
+    wake(journal, &journal->writer);
     task_ended(journal);
 }
 
@@ -939,8 +949,6 @@ journal_destroy(struct journal *journal)
     assert(journal->appends_first == NULL);
     journal->quitting = true;
     timer_cancel(journal->loop, &journal->checkpoint_timer);
-    wake(journal, &journal->writer);
-    wake(journal, &journal->committer);
     wake(journal, &journal->keeper);
     while (journal->tasks_alive > 0)
         wait_queue_wait(journal->loop, &journal->quit_waiters);
