@@ -88,7 +88,8 @@ superblock_fill(const struct array *array, struct superblock *sb, uint64_t resyn
      * the start). */
     sb->feature_map &= ~(uint32_t)(SUPERBLOCK_FEATURE_BITMAP | SUPERBLOCK_FEATURE_RECOVERY_BITMAP);
     sb->bitmap_offset_sectors = 0;
-    if (array->journal_dropped)
+    /* Also where somebody missed the update that dropped it. */
+    if (array->journal_dropped || !(freshest->feature_map & SUPERBLOCK_FEATURE_JOURNAL))
         sb->feature_map &= ~(uint32_t)SUPERBLOCK_FEATURE_JOURNAL;
     sb->resync_offset_sectors =
         resync_from == UINT64_MAX ? SUPERBLOCK_RESYNC_DONE : resync_from / SECTOR_BYTES;
