@@ -60,6 +60,7 @@ struct array {
     uint64_t journal_tail;   /* as the superblocks are to have it */
     bool journal_dropped;    /* by force: the superblocks forget that there was one */
     bool journal_failed, journal_struck_off;
+    bool journal_unwritable;    /* its superblock */
     struct task *journal_guard; /* while it waits */
     bool journal_guard_alive;
     struct recovery *recovery;     /* owned; what the log held, for as long as it is needed */

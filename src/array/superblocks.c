@@ -17,6 +17,10 @@
  * B4. A superblock larger than a sector may tear, and is none then, if more than its first sector
  *     changes (the table of roles does when a member is lost whose number is 128 or more). Then one
  *     is written after the other, so that a crash costs one member at most.
+ *
+ * B5. A journal that has failed is kept current, as far as it can be written, until all that it
+ *     holds is on the members: a crash before that needs it, and a member may fail meanwhile, which
+ *     costs two updates (B3). When it is struck off it falls behind for good.
  */
 #include "array/internal.h"
 
@@ -51,7 +55,7 @@ candidate_written(const struct array *array, unsigned candidate)
     if (slot != NO_MEMBER)
         return array->members[slot].state != MEMBER_MISSING;
     if ((int)candidate == array->journal_candidate)
-        return !array->journal_failed;
+        return !array->journal_struck_off && !array->journal_unwritable; /* B5 */
     return array->fates[candidate] == FATE_SPARE;
 }
 
@@ -149,6 +153,7 @@ superblocks_judge(struct array *array, const int *errors)
             continue;
         any = true;
         if ((int)c == array->journal_candidate) {
+            array->journal_unwritable = true;
             array_journal_failed(array, errors[c], "superblock");
         } else if (slot == NO_MEMBER) {
             array->fates[c] = FATE_FAULTY;
