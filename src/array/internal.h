@@ -61,6 +61,8 @@ struct array {
     bool journal_dropped;    /* by force: the superblocks forget that there was one */
     bool journal_failed, journal_struck_off;
     bool journal_unwritable;    /* its superblock */
+    bool log_lost; /* by force: the log is not all that it was, so all parity is in doubt */
+    bool new_log;  /* by force: and it begins anew */
     struct task *journal_guard; /* while it waits */
     bool journal_guard_alive;
     struct recovery *recovery;     /* owned; what the log held, for as long as it is needed */

@@ -50,53 +50,72 @@ scan(struct array *array, struct error *error)
         .memory_bytes = array->config.memory_bytes / 8 *
                         (array->config.readonly ? INDEX_EIGHTHS_READONLY : INDEX_EIGHTHS),
         .whole_index = array->config.readonly,
-        .unreadable_is_end = array->config.force & FORCE_TRUNCATE_JOURNAL,
+        /* Behind the first entry of a new log nothing counts. */
+        .unreadable_is_end = (array->config.force & FORCE_TRUNCATE_JOURNAL) || array->new_log,
         .progress = recovery_progress,
         .owner = array,
     };
 
-    return recovery_scan(&config, &array->recovery, error);
+    const int result = recovery_scan(&config, &array->recovery, error);
+    const struct error cause = *error;
+
+    if (result == -EIO)
+        return error_set(error, result,
+                         "--force=truncate-journal takes it for the log's end, --force=new-journal "
+                         "starts a new log; what only the rest of the log held is lost\n%s",
+                         cause.text);
+    return result;
 }
 
-/* By force: what the log held is lost, so no parity is known good any more. */
-static task_fn int
-begin_new_log(struct array *array, struct error *error)
+/* By force: something that the log held is lost, so no parity is known good any more. Superblocks
+ * say so before the log changes (recover). */
+static int
+lose_log(struct array *array, const char *what, struct error *error)
 {
-    struct candidate *journal = journal_of(array);
-    int result;
+    const bool spare = array->assembly.degraded < array->assembly.geometry.parities;
 
     if (array->assembly.degraded > 0 && !(array->config.force & FORCE_DIRTY_DEGRADED))
         return error_set(error, -EUCLEAN,
-                         "--force=new-journal,dirty-degraded starts it nevertheless\n"
+                         "with dirty-degraded in --force too it starts nevertheless\n"
                          "without what the journal held parity may be wrong, and the array is "
                          "degraded: what is reconstructed may be garbage");
-    result = recovery_new_log(journal->device, &journal->superblock, error);
-    if (result < 0)
-        return result;
-    journal->superblock.journal_tail_sectors = 0;
-    array->unsynced.from = array->recorded_resync_from = 0;
+    array->log_lost = true;
+    /* As for an array that was found dirty: unsynced_fill. */
     array->unsynced.believed = array->assembly.degraded > 0;
-    array_tell(array, ARRAY_WARNING, NO_MEMBER,
-               "%s: a new log is begun: what only the old one had is lost, and all parity is made "
-               "again",
-               journal->device->name);
-    return scan(array, error);
+    if (spare)
+        array->unsynced.from = 0;
+    array_tell(array, ARRAY_WARNING, NO_MEMBER, "%s: %s is lost%s", journal_of(array)->device->name,
+               what, spare ? ", and all parity is made again" : "");
+    return 0;
+}
+
+static void
+log_note(struct array *array)
+{
+    array->log_seen = true;
+    array->log = *recovery_log(array->recovery);
+    recovery_counts(array->recovery, &array->log_counts);
 }
 
 task_fn int
 array_journal_scan(struct array *array, struct error *error)
 {
-    struct candidate *journal = journal_of(array);
+    const uint64_t tail_sectors = journal_of(array)->superblock.journal_tail_sectors;
     int result = scan(array, error);
 
-    if (result == -EBADMSG && (array->config.force & FORCE_NEW_JOURNAL) && !array->config.readonly)
-        result = begin_new_log(array, error);
+    /* One that is nowhere stays nowhere. */
+    array->journal_tail = min_u64(tail_sectors, UINT64_MAX / SECTOR_BYTES) * SECTOR_BYTES;
+    if ((result == -EBADMSG || result == -EIO) && (array->config.force & FORCE_NEW_JOURNAL) &&
+        !array->config.readonly) {
+        array->new_log = true;
+        return lose_log(array, "a new log is begun: what only the old one had", error);
+    }
     if (result < 0)
         return result;
-    array->journal_tail = journal->superblock.journal_tail_sectors * SECTOR_BYTES;
-    array->log_seen = true;
-    array->log = *recovery_log(array->recovery);
-    recovery_counts(array->recovery, &array->log_counts);
+    log_note(array);
+    if (array->log.end == JOURNAL_END_UNREADABLE && !array->config.readonly)
+        return lose_log(array, "the log is cut off where it is unreadable: what only the rest had",
+                        error);
     return 0;
 }
 
@@ -279,6 +298,22 @@ restart_recorded(void *owner, uint64_t tail_bytes)
     return result == 0 && array->journal_failed ? -EIO : result;
 }
 
+/* A log that begins anew; it is scanned like any other. */
+static task_fn int
+begin_new_log(struct array *array, struct error *error)
+{
+    struct candidate *journal = journal_of(array);
+    int result = recovery_new_log(journal->device, &journal->superblock, error);
+
+    if (result < 0)
+        return result;
+    journal->superblock.journal_tail_sectors = array->journal_tail = 0;
+    result = scan(array, error);
+    if (result == 0)
+        log_note(array);
+    return result;
+}
+
 /* The log to the members, and a new beginning. */
 static task_fn int
 recover(struct array *array, struct error *error)
@@ -308,6 +343,14 @@ recover(struct array *array, struct error *error)
     int result;
 
     journal_geometry_init(&config.geometry, &journal->superblock);
+    /* Before the log changes: else it would look whole after a crash, and parity be believed. */
+    if (array->log_lost && superblocks_update(array, 0) < 0)
+        return error_set(error, -EIO, "the superblocks cannot be written");
+    if (array->new_log) {
+        result = begin_new_log(array, error);
+        if (result < 0)
+            return result;
+    }
     result = recovery_replay(array->recovery, &target, error);
     if (result == 0)
         result = recovery_restart(array->recovery, &target, &config, &array->journal, error);
