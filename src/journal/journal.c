@@ -60,6 +60,7 @@ struct journal {
     uint64_t ring_blocks;
     uint64_t entry_blocks_max; /* without the meta block */
     uint64_t step_bytes_max, step_blocks_max;
+    uint64_t reserve_blocks_max;
     bool failed, ended, quitting;
 
     /* The ring. used: from the tail to the head, with what stands in the open entry. */
@@ -133,8 +134,7 @@ sleep_at(struct journal *journal, struct task **place)
 uint64_t
 journal_reserve_max(const struct journal *journal)
 {
-    return max_u64(journal->step_blocks_max + 1,
-                   min_u64(journal->ring_blocks / 8, RESERVE_BLOCKS_MAX));
+    return journal->reserve_blocks_max;
 }
 
 uint64_t
@@ -881,6 +881,12 @@ limits_init(struct journal *journal)
     journal->entry_blocks_max = journal->step_blocks_max;
     if (journal->ring_blocks / 8 > journal->step_blocks_max)
         journal->entry_blocks_max = min_u64(journal->ring_blocks / 8 - 1, JOURNAL_ENTRY_BLOCKS_MAX);
+    journal->reserve_blocks_max = max_u64(journal->step_blocks_max + 1,
+                                          min_u64(journal->ring_blocks / 8, RESERVE_BLOCKS_MAX));
+    /* With very many members an entry may have room for one small step only. (A single step takes
+     * one slot.) */
+    while (slots_for(journal, journal->reserve_blocks_max) > SLOTS - 1)
+        --journal->reserve_blocks_max;
     journal->checkpoint_bytes = config->checkpoint_bytes != 0
                                     ? config->checkpoint_bytes
                                     : min_u64(config->geometry.ring_bytes / 4, CHECKPOINT_BYTES);
