@@ -60,7 +60,8 @@ struct array {
     uint64_t journal_tail;   /* as the superblocks are to have it */
     bool journal_dropped;    /* by force: the superblocks forget that there was one */
     bool journal_failed, journal_struck_off;
-    bool journal_unwritable;    /* its superblock */
+    bool journal_unwritable; /* its superblock */
+    bool recovering;         /* the log has not begun anew yet */
     bool log_lost; /* by force: the log is not all that it was, so all parity is in doubt */
     bool new_log;  /* by force: and it begins anew */
     struct task *journal_guard; /* while it waits */
@@ -103,7 +104,8 @@ void array_tell(struct array *array, enum array_event_kind kind, unsigned member
  * Superblocks on all working members and spares: events + 1, what is known of the members, and
  * parity said to be good below resync_from (UINT64_MAX: everywhere; 0: active). All members are
  * flushed first. A member whose superblock cannot be written fails, and all is written again
- * without it. -EIO when more members are gone than parity covers: nothing more is recorded then.
+ * without it. -EIO when more members are gone than parity covers, or the journal fails while its
+ * log is being recovered: nothing more is recorded then.
  */
 #define RESYNC_AS_RECORDED (UINT64_MAX - 1) /* for resync_from: what the superblocks say now */
 task_fn int superblocks_update(struct array *array, uint64_t resync_from) must_check;

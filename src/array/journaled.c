@@ -216,10 +216,11 @@ array_journal_failed(struct array *array, int error, const char *operation)
     if (array->journal_failed)
         return;
     array->journal_failed = true;
-    array_tell(array, ARRAY_JOURNAL_FAILED, NO_MEMBER,
-               "%s: the journal failed: %s: %s; the array takes no more writes. Stop it, and start "
-               "it with --force=drop-journal to go on without a journal",
-               journal_of(array)->device->name, operation, strerror(-error));
+    array_tell(array, ARRAY_JOURNAL_FAILED, NO_MEMBER, "%s: the journal failed: %s: %s; %s",
+               journal_of(array)->device->name, operation, strerror(-error),
+               array->recovering ? "its log is as it was"
+                                 : "the array takes no more writes. Stop it, and start it with "
+                                   "--force=drop-journal to go on without a journal");
     if (array->journal_guard != NULL) {
         task_wake(array->loop, array->journal_guard);
         array->journal_guard = NULL;
@@ -343,6 +344,7 @@ recover(struct array *array, struct error *error)
     int result;
 
     journal_geometry_init(&config.geometry, &journal->superblock);
+    array->recovering = true;
     /* Before the log changes: else it would look whole after a crash, and parity be believed. */
     if (array->log_lost && superblocks_update(array, 0) < 0)
         return error_set(error, -EIO, "the superblocks cannot be written");
@@ -356,6 +358,7 @@ recover(struct array *array, struct error *error)
         result = recovery_restart(array->recovery, &target, &config, &array->journal, error);
     if (result < 0)
         return result;
+    array->recovering = false;
     engine_set_journal(array->engine, array->journal);
     result = recovery_write_out(array->recovery, &target, array->journal, error);
     recovery_destroy(array->recovery);

@@ -21,6 +21,9 @@
  * B5. A journal that has failed is kept current, as far as it can be written, until all that it
  *     holds is on the members: a crash before that needs it, and a member may fail meanwhile, which
  *     costs two updates (B3). When it is struck off it falls behind for good.
+ *
+ * B6. While the log is being recovered nothing is recorded without the journal: it would be two
+ *     events behind, so stale, and what only its log holds would be lost for a write that failed.
  */
 #include "array/internal.h"
 
@@ -213,8 +216,8 @@ update_once(struct array *array, uint64_t resync_from)
         uint64_t failures;
 
         engine_flush_members(array->engine); /* B1 */
-        if (array_beyond_parity(array))
-            return -EIO;
+        if (array_beyond_parity(array) || (array->recovering && array->journal_failed))
+            return -EIO; /* B6 */
         if (array->uneven) {
             /* B2: the same events for all, and of parity only what the least of them said. */
             if (!superblocks_write(array, array->recorded_resync_from))

@@ -487,6 +487,8 @@ journal_fail(struct journal *journal, int error, const char *operation)
     timer_cancel(journal->loop, &journal->checkpoint_timer);
     wake(journal, &journal->writer); /* they bury the entries */
     wake(journal, &journal->committer);
+    if (journal->open != NULL)
+        loop_at_turn_end(journal->loop, &journal->turn_end); /* it waits for nobody any more */
     space_grant(journal);
     wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
     journal->config.failed(journal->config.owner, error, operation);

@@ -32,6 +32,7 @@ struct memory {
     uint64_t size;
     uint64_t bad_from, bad_to, bad_kept; /* reads in there fail, until it is written */
     bool refuses_superblocks;            /* writes before the data fail */
+    bool refuses_writes;                 /* all fail */
     struct io *queue;
     struct turn_hook hook;
 };
@@ -67,7 +68,8 @@ memory_do(struct memory *memory, const struct io *io)
         return -EIO;
     if (io->op == IO_WRITE) {
         w->writes++;
-        if (w->writes_left == 0 || (memory->refuses_superblocks && at < w->data_offset))
+        if (w->writes_left == 0 || memory->refuses_writes ||
+            (memory->refuses_superblocks && at < w->data_offset))
             return -EIO;
         w->writes_left -= w->writes_left != NEVER;
         if (at < memory->bad_to && at + io->length > memory->bad_from)
@@ -424,6 +426,68 @@ a_degraded_array_gives_up_its_log_by_more_force_only(void **state)
     }
 }
 
+/* --- The journal's superblock cannot be written ---------------------------------------------- */
+
+/* Data without parity behind the first entry of a new array's log, as write-back leaves it. */
+static void
+log_data_only(struct world *w)
+{
+    uint8_t *const meta = w->memories[JOURNAL].bytes + w->data_offset + BLOCK_BYTES;
+    uint8_t *const data = meta + BLOCK_BYTES;
+    struct journal_geometry geometry;
+    struct journal_writer writer;
+
+    journal_geometry_init(&geometry, superblock_at(w, JOURNAL));
+    memset(data, 0x77, BLOCK_BYTES);
+    journal_writer_init(&writer, meta, load_le64(meta - BLOCK_BYTES + 16) + 1, BLOCK_BYTES);
+    journal_writer_add_data(&writer, 0,
+                            journal_checksum(geometry.checksum_seed, data, BLOCK_BYTES));
+    journal_writer_finish(&writer, geometry.checksum_seed);
+}
+
+static void
+read_data_only(struct world *w)
+{
+    assert_int_equal(array_read(w->array, w->block, 0, BLOCK_BYTES), 0);
+    for (unsigned i = 0; i < BLOCK_BYTES; i++)
+        assert_int_equal(w->block[i], 0x77);
+}
+
+/*
+ * The journal's superblock cannot be written when its log has been replayed. The members must not
+ * go on counting without it: two events behind it would be stale, and what only the log holds lost.
+ */
+static void
+a_journal_that_fails_in_recovery_is_not_left_behind(void **state)
+{
+    struct world *const w = world_make(5, 3);
+
+    log_data_only(w);
+    w->memories[JOURNAL].refuses_superblocks = true;
+    assert_int_equal(play(w, NULL), -EIO);
+    assert_int_equal(play(w, NULL), -EIO);
+    w->memories[JOURNAL].refuses_superblocks = false;
+    assert_int_equal(play(w, read_data_only), 0);
+    world_free(w);
+}
+
+/* The same with a member that fails meanwhile, which would be put on record. */
+static void
+a_journal_and_a_member_fail_in_recovery(void **state)
+{
+    struct world *const w = world_make(5, 3);
+
+    assert_int_equal(play(w, write_blocks), 0);
+    keep(w);
+    w->memories[JOURNAL].refuses_superblocks = true;
+    w->memories[1].refuses_writes = true;
+    assert_int_equal(play(w, NULL), -EIO);
+    w->memories[JOURNAL].refuses_superblocks = false;
+    w->memories[1].refuses_writes = false;
+    assert_int_equal(play(w, stop), 0);
+    world_free(w);
+}
+
 int
 main(void)
 {
@@ -431,6 +495,8 @@ main(void)
         cmocka_unit_test(truncating_the_log_doubts_parity),
         cmocka_unit_test(beginning_a_new_log_doubts_parity),
         cmocka_unit_test(an_unreadable_tail_takes_a_new_log),
+        cmocka_unit_test(a_journal_that_fails_in_recovery_is_not_left_behind),
+        cmocka_unit_test(a_journal_and_a_member_fail_in_recovery),
         cmocka_unit_test(a_degraded_array_gives_up_its_log_by_more_force_only),
     };
 
