@@ -27,7 +27,10 @@ MEMBERS = 4
 CHUNK = 512 * KIB
 ROW = (MEMBERS - 1) * CHUNK  # a full-stripe write is a whole row
 QUIET = 0.15  # CPUs that others may take before a run counts as disturbed
+MEMORY = 256 * MIB  # --memory where it is not given
 MEMORY_MARGIN = 32 * MIB  # what a server may use beyond --memory
+JOURNAL = 1024 * MIB
+STRIPES_AN_ENTRY = 8
 
 
 # --- servers ---------------------------------------------------------------------------------------
@@ -83,16 +86,14 @@ class Server:
 
 
 class Members:
-    """Four members of an array and a fifth device of the same kind, which is served raw."""
+    """Devices of one kind."""
 
-    def __init__(self, kind, directory, size, loops):
+    def __init__(self, kind, directory, sizes, loops):
         self.kind, self.directory = kind, directory
         self.loops, self.files = [], []
         self.note = ""
         os.makedirs(directory, exist_ok=True)
         try:
-            # The raw one is as large as the array: what fits a CPU's cache must fit for both.
-            sizes = [size] * MEMBERS + [size * (MEMBERS - 1)]
             self.files = [self.make_file(f"{kind}{i}", size) for i, size in enumerate(sizes)]
             self.devices = list(self.files)
             if loops:
@@ -101,6 +102,23 @@ class Members:
             self.remove()
             raise
         self.array, self.raw = self.devices[:MEMBERS], self.devices[MEMBERS]
+        self.journal, self.plain = self.devices[MEMBERS], self.devices[MEMBERS + 1:]
+
+    @classmethod
+    def with_raw(cls, kind, directory, size, loops):
+        """Four members of an array and a fifth device, which is served raw. It is as large as the
+        array: what fits a CPU's cache must fit for both."""
+        return cls(kind, directory, [size] * MEMBERS + [size * (MEMBERS - 1)], loops)
+
+    @classmethod
+    def with_journal(cls, kind, directory, size, loops):
+        """Four members of an array, its journal, and four members of an array without one."""
+        os.makedirs(directory, exist_ok=True)
+        journal = JOURNAL
+        while journal > 64 * MIB and \
+                2 * MEMBERS * size + journal > 0.8 * shutil.disk_usage(directory).free:
+            journal //= 2
+        return cls(kind, directory, [size] * MEMBERS + [journal] + [size] * MEMBERS, loops)
 
     def make_file(self, name, size):
         """Written in full, so that no run pays for allocation or the first touch of a page."""
@@ -177,6 +195,24 @@ def superblock_of(path):
     return data_offset * 512, size * 512, chunk * 512
 
 
+def ring_of(path):
+    """Offset and length in bytes of a journal's ring."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 4096) as page:
+        try:
+            os.preadv(fd, [page], 4096)
+        finally:
+            os.close(fd)
+        data_offset, data_size = struct.unpack_from("<QQ", page, 128)
+    return data_offset * 512, data_size // 8 * 4096
+
+
+def bytes_written(device):
+    """What a block device was given to write since it is there."""
+    with open(f"/sys/block/{os.path.basename(device)}/stat") as stat:
+        return int(stat.read().split()[6]) * 512
+
+
 # --- others on the machine -------------------------------------------------------------------------
 
 
@@ -227,6 +263,8 @@ class Bench:
         self.load_program = self.program("bench/nbd_load")
         self.front_door_program = self.program("bench/front_door")
         self.bare_program = self.program("bench/bare_rmw")
+        self.copy_program = self.program("bench/bare_copy")
+        self.fill_program = self.program("bench/journal_fill")
         self.nbdkit = shutil.which("nbdkit")
         self.others = Others(self)
         self.servers = []
@@ -265,11 +303,23 @@ class Bench:
     def nbdkit_of(self, *argv):
         return self.serving("nbdkit", self.nbdkit, "-f", "-U", "@", *argv)
 
-    def array(self, members, *argv):
+    def create(self, devices, *argv):
         subprocess.run([self.stripelog, "create", "--level=5", f"--chunk={CHUNK // KIB}K",
-                        "--assume-clean", "--force", *members.array],
+                        "--assume-clean", "--force", *argv, *devices],
                        check=True, stdout=subprocess.DEVNULL)
+
+    def array(self, members, *argv):
+        self.create(members.array)
         return self.serving("array", self.stripelog, "serve", "--socket=@", *argv, *members.array)
+
+    def plain_array(self, members):
+        self.create(members.plain)
+        return self.serving("plain", self.stripelog, "serve", "--socket=@", *members.plain)
+
+    def journaled_array(self, members):
+        self.create(members.array, f"--write-journal={members.journal}")
+        return self.serving("journaled", self.stripelog, "serve", "--socket=@", *members.array,
+                            members.journal)
 
     # one measurement
 
@@ -295,6 +345,40 @@ class Bench:
         if done.returncode != 0:
             raise RuntimeError(done.stderr.strip())
         return json.loads(done.stdout)
+
+    def bare_copy(self, members, *argv):
+        offset, length = ring_of(members.journal)
+        member_offset = superblock_of(members.array[0])[0]
+        done = subprocess.run([self.copy_program, f"--offset={offset}", f"--length={length}",
+                               f"--member-offset={member_offset}", *argv, members.journal,
+                               *members.array], text=True, capture_output=True)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr.strip())
+        result = json.loads(done.stdout)
+        result["cpu_us_per_request"] = result["cpu_s"] * 1e6 / (result["bytes"] / MIB)
+        return result
+
+    def recover(self, members, load):
+        """Fills the journal, and times the recovery from the program's start to its end."""
+        done = subprocess.run([self.fill_program, f"--load={load}", members.journal], text=True,
+                              capture_output=True)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr.strip())
+        filled = json.loads(done.stdout)["bytes"]
+        with tempfile.TemporaryFile() as output:
+            began = time.monotonic()
+            process = subprocess.Popen([self.stripelog, "recover", *members.array, members.journal],
+                                       stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.monotonic() - began
+            process.returncode = os.waitstatus_to_exitcode(status)
+            output.seek(0)
+            said = output.read().decode()
+        if process.returncode != 0:
+            raise RuntimeError(f"recover: {said}")
+        return {"bytes": filled, "seconds": seconds, "bytes_per_s": filled / seconds,
+                "cpu_us_per_request": (usage.ru_utime + usage.ru_stime) * 1e6 / (filled / MIB),
+                "peak_bytes": usage.ru_maxrss * KIB}
 
     def alternate(self, ours, peer):
         """Runs both in turns, the first of a pair being the second of the next."""
@@ -340,6 +424,16 @@ class Bench:
             "ours": ours, "peer": peer, "ratio": ratio, "disturbed": counted is not quiet,
             "ratio_low": min(single), "ratio_high": max(single), "target": target,
             "ours_cpu_us": cpu[0], "peer_cpu_us": cpu[1], "runs": pairs,
+            "meets": ratio >= target[1] if target[0] == ">=" else ratio <= target[1]})
+        self.print_row(self.rows[-1])
+
+    def single_row(self, name, members, what, ours, peer, target, key):
+        """A figure that is no median: a count, or a peak."""
+        ratio = ours / peer
+        self.rows.append({
+            "name": name, "members": members.kind, "what": what, "key": key, "ours": ours,
+            "peer": peer, "ratio": ratio, "ratio_low": ratio, "ratio_high": ratio,
+            "target": target, "ours_cpu_us": None, "peer_cpu_us": None,
             "meets": ratio >= target[1] if target[0] == ">=" else ratio <= target[1]})
         self.print_row(self.rows[-1])
 
@@ -433,39 +527,83 @@ class Bench:
                         ("read", min(32 * MIB, memory // 4), 16, 8), ("randwrite", 8 * MIB, 4, 4)):
                     self.load(server, op, block, depth, connections, seconds=1)
                 peak = server.peak_bytes()
-            self.rows.append({
-                "name": "memory", "members": members.kind, "key": "bytes",
-                "what": f"VmHWM beyond --memory={memory // MIB}M / 32M", "ours": peak,
-                "peer": memory + MEMORY_MARGIN, "ratio": (peak - memory) / MEMORY_MARGIN,
-                "ratio_low": (peak - memory) / MEMORY_MARGIN,
-                "ratio_high": (peak - memory) / MEMORY_MARGIN, "target": ("<=", 1),
-                "ours_cpu_us": None, "peer_cpu_us": None, "meets": peak <= memory + MEMORY_MARGIN})
-            self.print_row(self.rows[-1])
+            self.single_row("memory", members, f"VmHWM beyond --memory={memory // MIB}M / 32M",
+                            peak - memory, MEMORY_MARGIN, ("<=", 1), "bytes")
+
+    def measure_journal(self, members):
+        with self.journaled_array(members) as ours, self.plain_array(members) as peer:
+            for what, op, block, depth, target in (
+                    ("4K random QD32", "randwrite", 4 * KIB, 32, 0.6),
+                    ("1M sequential QD8", "write", MIB, 8, 0.45)):
+                pairs = self.alternate(lambda: self.load(ours, op, block, depth),
+                                       lambda: self.load(peer, op, block, depth))
+                self.row("journal", members.kind, f"journal / none, write {what}", pairs,
+                         (">=", target), "requests_per_s" if block == 4 * KIB else "bytes_per_s")
+        self.measure_group_commit(members)
+
+    def measure_group_commit(self, members):
+        """Less is logged than makes a checkpoint, so the whole log can be looked at afterwards."""
+        with self.journaled_array(members) as server:
+            before = bytes_written(members.journal) if members.loops else None
+            self.load(server, "randwrite",
+                      requests=ring_of(members.journal)[1] // (16 * 4 * KIB))
+            after = bytes_written(members.journal) if members.loops else None
+            server.process.kill()  # a stop would empty the log
+        shown = subprocess.run([self.stripelog, "journal", "--json", "--summary", members.journal],
+                               check=True, text=True, stdout=subprocess.PIPE)
+        log = json.loads(shown.stdout)["summary"]
+        entries = log["entries"] - log["entries_empty"]
+        self.single_row("journal", members, "stripes an entry / 8, write 4K random QD32",
+                        log["parity_stripes"] / entries, STRIPES_AN_ENTRY, (">=", 1), "count")
+        if before is not None:
+            logged = (log["data_blocks"] + log["parity_blocks"]) * 4 * KIB
+            self.single_row("journal", members, "bytes to the journal / logged, the same",
+                            after - before, logged, ("<=", 1.2), "bytes")
+
+    def measure_recovery(self, members):
+        self.create(members.array, f"--write-journal={members.journal}")
+        peak = 0
+        for load, what in (("sequential", "in sequence"), ("random", "stripes at random"),
+                           ("small", "4K at random")):
+            pairs = self.alternate(lambda: self.recover(members, load),
+                                   lambda: self.bare_copy(members))
+            self.row("recovery", members.kind, f"recover / bare read + write, {what}", pairs,
+                     (">=", 0.7), "bytes_per_s")
+            peak = max(peak, *(r["peak_bytes"] for r in pairs[0]))
+        self.single_row("recovery", members, "peak of recover / --memory + 32M", peak,
+                        MEMORY + MEMORY_MARGIN, ("<=", 1), "bytes")
 
     def run(self, facts):
         measures = {"front-door": self.measure_front_door, "raw-file": self.measure_raw_file,
                     "reads": self.measure_reads, "full-stripes": self.measure_full_stripes,
                     "small-writes": self.measure_small_writes, "memory": self.measure_memory}
-        only = self.options.only or list(measures)
-        wanted = [name for name in measures if name in only]
-        kinds = {}
-        if wanted != ["front-door"]:
-            kinds = {kind: self.make_members(kind) for kind in self.options.members}
-        facts["members"] = {kind: members.describe() for kind, members in kinds.items()}
-        for members in kinds.values():
-            print(f"members {members.kind!r}: {members.describe()}"
-                  + (f" ({members.note})" if members.note else ""), flush=True)
-        self.print_row(None)
-        for name in wanted:
-            for members in [None] if name == "front-door" else kinds.values():
-                measures[name](members)
+        journaled = {"journal": self.measure_journal, "recovery": self.measure_recovery}
+        only = self.options.only or [*measures, *journaled]
+        self.measure(measures, only, Members.with_raw, self.options.size_mib * MIB, facts)
+        # What a journal holds must fit on its members.
+        self.measure(journaled, only, Members.with_journal,
+                     max(self.options.size_mib * MIB, JOURNAL // 2), facts)
 
-    def make_members(self, kind):
-        directory = self.options.ram_dir if kind == "ram" else self.options.disk_dir
-        members = Members(kind, os.path.join(directory, f"stripelog-bench-{os.getpid()}"),
-                          self.options.size_mib * MIB, loops=kind == "ram")
-        self.stack.callback(members.remove)
-        return members
+    def measure(self, measures, only, make, size, facts):
+        """Parts that need the same members."""
+        wanted = [name for name in measures if name in only]
+        if not wanted:
+            return
+        with contextlib.ExitStack() as stack:
+            kinds = {}
+            for kind in self.options.members if wanted != ["front-door"] else []:
+                directory = self.options.ram_dir if kind == "ram" else self.options.disk_dir
+                kinds[kind] = make(kind, os.path.join(directory, f"stripelog-bench-{os.getpid()}"),
+                                   size, loops=kind == "ram")
+                stack.callback(kinds[kind].remove)
+            facts["members"] = {kind: members.describe() for kind, members in kinds.items()}
+            for members in kinds.values():
+                print(f"members {members.kind!r}: {members.describe()}"
+                      + (f" ({members.note})" if members.note else ""), flush=True)
+            self.print_row(None)
+            for name in wanted:
+                for members in [None] if name == "front-door" else kinds.values():
+                    measures[name](members)
 
 
 def decimal(value):
@@ -475,6 +613,8 @@ def decimal(value):
 def quantity(value, key):
     if key in ("bytes", "bytes_per_s"):
         return f"{value / MIB:.0f} MiB" + ("/s" if key == "bytes_per_s" else "")
+    if key == "count":
+        return f"{value:.1f}"
     return f"{value / 1000:.1f} k/s" if key == "requests_per_s" else f"{value:.2f} us"
 
 
@@ -542,7 +682,7 @@ def options_parse():
     parser.add_argument("--quick", action="store_true", help="3 runs of 1 s, small members")
     parser.add_argument("--only", action="append", metavar="NAME",
                         choices=["front-door", "raw-file", "reads", "full-stripes", "small-writes",
-                                 "memory"], help="this part alone; may be repeated")
+                                 "memory", "journal", "recovery"], help="this part alone; may be repeated")
     parser.add_argument("--members", action="append", choices=["ram", "disk"],
                         help="this kind of members alone")
     parser.add_argument("--runs", type=int, help="of each side (5)")
