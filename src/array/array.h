@@ -76,6 +76,8 @@ struct array_config {
     unsigned workers;      /* 0: 64 */
     uint64_t idle_ns;      /* without a write before the superblocks say clean; 0: 200 ms */
     bool resync_disabled;  /* tests: leave a dirty array dirty */
+    /* When the journal makes checkpoints; 0: as journal.h says. */
+    uint64_t journal_checkpoint_bytes, journal_checkpoint_ns;
     void (*event)(void *owner, const struct array_event *event); /* may be NULL; must not suspend */
     void *owner;
 };

@@ -335,6 +335,8 @@ recover(struct array *array, struct error *error)
         .device = journal->device,
         .data_offset = superblock_data_offset_bytes(&journal->superblock),
         .members = array->assembly.members,
+        .checkpoint_bytes = array->config.journal_checkpoint_bytes,
+        .checkpoint_ns = array->config.journal_checkpoint_ns,
         .discard = journal->device->punch_zeroes && journal->device->block_device,
         .owner = array,
         .flush_members = flush_members,

@@ -53,6 +53,19 @@ static const char *const count_names[COUNT_LAST] = {
     [COUNT_DEATHS] = "disk deaths",
     [COUNT_CORRECTED] = "reads corrected",
     [COUNT_TORN_SECTORS] = "sectors torn off",
+    [COUNT_JOURNALS] = "arrays with a journal",
+    [COUNT_CHECKPOINTS] = "checkpoints of a journal",
+    [COUNT_WRAPS] = "times around the ring of a journal",
+    [COUNT_SPACE_WAITS] = "waits for space in a journal",
+    [COUNT_RECOVERIES_PARITY] = "recoveries with data-parity stripes",
+    [COUNT_RECOVERIES_DATA_ONLY] = "recoveries with data-only stripes",
+    [COUNT_CRASHES_IN_RECOVERY] = "crashes in a recovery",
+    [COUNT_JOURNAL_LOSSES] = "journals lost",
+    [COUNT_JOURNALS_DROPPED] = "starts that drop the journal",
+    [COUNT_JOURNAL_READ_ERRORS] = "recoveries with a read error of the journal",
+    [COUNT_FOREIGN_LOGS] = "logs as the kernel leaves them",
+    [COUNT_FOREIGN_LOGS_FULL] = "of them, without room to begin anew",
+    [COUNT_EVERY_MOMENT] = "runs with a crash at every moment",
 };
 
 /* Below this many histories a promised kind may be missing by chance. */

@@ -95,8 +95,8 @@ cluster_destroy(struct sim_cluster *cluster)
 static void
 disk_init(struct sim_cluster *cluster, unsigned index, uint64_t size_bytes)
 {
-    static char names[SIM_DISKS_MAX][8] = {"disk0", "disk1", "disk2", "disk3",
-                                           "disk4", "disk5", "disk6", "disk7"};
+    static char names[SIM_DISKS_MAX][8] = {"disk0", "disk1", "disk2", "disk3", "disk4",
+                                           "disk5", "disk6", "disk7", "disk8"};
     struct sim_disk *const disk = &cluster->disks[index];
 
     assert(size_bytes <= SIM_DISK_BYTES);
@@ -411,6 +411,13 @@ write_apply(const struct sim_write *write, uint8_t *disk, struct sim_random *ran
     return torn;
 }
 
+static bool
+read_counts(const struct sim_disk *disk, const struct io *io)
+{
+    return disk->faults.read_error_end == 0 ||
+           (io->offset >= disk->faults.read_error_from && io->offset < disk->faults.read_error_end);
+}
+
 static int
 finish_read(struct sim_io *sim_io)
 {
@@ -420,7 +427,7 @@ finish_read(struct sim_io *sim_io)
     const uint8_t bad = disk_bad_in(disk, io, false);
 
     cluster->counts[COUNT_DISK_READS]++;
-    if (counts_down(&disk->faults.read_error_in)) {
+    if (read_counts(disk, io) && counts_down(&disk->faults.read_error_in)) {
         cluster->counts[COUNT_READ_ERRORS]++;
         return -EIO;
     }
@@ -675,6 +682,16 @@ image_build(struct sim_cluster *cluster, struct sim_image *image, uint64_t momen
         else
             apply_open(cluster, write, tear, random, lucky_disks);
     }
+}
+
+void
+image_write(struct sim_cluster *cluster, struct sim_image *image, unsigned disk, uint64_t offset,
+            const uint8_t *content, uint64_t length)
+{
+    const struct sim_write write = {.offset = offset, .length = length};
+
+    undo_remember(image, &cluster->disks[disk], &write);
+    memcpy(cluster->disks[disk].stable + offset, content, length);
 }
 
 void

@@ -52,9 +52,10 @@
 #include "sim_loop.h"
 #include "sim_random.h"
 
-#define SIM_DISKS_MAX  8u
-#define SIM_DISK_BYTES (3 * MIB) /* of content kept for a disk */
-#define SIM_NEVER      UINT64_MAX
+#define SIM_MEMBERS_MAX 8u
+#define SIM_DISKS_MAX   (SIM_MEMBERS_MAX + 1) /* and a journal */
+#define SIM_DISK_BYTES  (3 * MIB)             /* of content kept for a disk */
+#define SIM_NEVER       UINT64_MAX
 
 enum sim_count {
     COUNT_HISTORIES,
@@ -94,13 +95,27 @@ enum sim_count {
     COUNT_DEATHS,
     COUNT_CORRECTED,
     COUNT_TORN_SECTORS,
+    COUNT_JOURNALS,
+    COUNT_CHECKPOINTS,
+    COUNT_WRAPS,
+    COUNT_SPACE_WAITS,
+    COUNT_RECOVERIES_PARITY,
+    COUNT_RECOVERIES_DATA_ONLY,
+    COUNT_CRASHES_IN_RECOVERY,
+    COUNT_JOURNAL_LOSSES,
+    COUNT_JOURNALS_DROPPED,
+    COUNT_JOURNAL_READ_ERRORS,
+    COUNT_FOREIGN_LOGS,
+    COUNT_FOREIGN_LOGS_FULL,
+    COUNT_EVERY_MOMENT,
     COUNT_LAST
 };
 
 /* What a disk will do wrong. Countdowns: the n-th such operation from now on; 0 = none. */
 struct sim_faults {
     unsigned read_error_in, write_error_in, flush_error_in, death_in;
-    bool flush_drops; /* a flush that fails drops what it was for */
+    uint64_t read_error_from, read_error_end; /* only reads in there count; 0, 0: all */
+    bool flush_drops;                         /* a flush that fails drops what it was for */
     bool punch_refused;
     int punch_error; /* a positive errno: every punch fails with it, done in part; 0: none */
 };
@@ -209,6 +224,9 @@ struct sim_image {
 /* Builds the image of a cut at `moment` in disk->stable. */
 void image_build(struct sim_cluster *cluster, struct sim_image *image, uint64_t moment,
                  enum sim_tear tear, struct sim_random *random);
+/* Changes the image, so that image_undo takes that back too. */
+void image_write(struct sim_cluster *cluster, struct sim_image *image, unsigned disk,
+                 uint64_t offset, const uint8_t *content, uint64_t length);
 /* Takes back what was not durable at that moment. */
 void image_undo(struct sim_cluster *cluster, struct sim_image *image);
 /* The image becomes what the disks hold: the power is back. The log is empty again, nothing is in

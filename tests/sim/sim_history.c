@@ -3,6 +3,7 @@
 #include "array/array.h"
 #include "array/create.h"
 #include "format/bitmap.h"
+#include "sim_log.h"
 #include "sim_report.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,14 @@
     (PROMISE(COUNT_CRASHES) | PROMISE(COUNT_TORN_SECTORS) | PROMISE(COUNT_RESYNCS) |               \
      PROMISE(COUNT_RESYNCS_RESUMED) | PROMISE(COUNT_CRASHES_IN_RESYNC) |                           \
      PROMISE(COUNT_CRASHES_DIRTY) | PROMISE(COUNT_CRASHES_CLEAN))
+#define PROMISED_JOURNAL                                                                           \
+    (PROMISE(COUNT_READS) | PROMISE(COUNT_WRITES) | PROMISE(COUNT_ZEROS) | PROMISE(COUNT_TRIMS) |  \
+     PROMISE(COUNT_FLUSHES) | PROMISE(COUNT_FUAS) | PROMISE(COUNT_RESTARTS) |                      \
+     PROMISE(COUNT_LOSS_CHECKS) | PROMISE(COUNT_CRASH_IMAGES) | PROMISE(COUNT_JOURNALS) |          \
+     PROMISE(COUNT_CHECKPOINTS) | PROMISE(COUNT_WRAPS) | PROMISE(COUNT_SPACE_WAITS) |              \
+     PROMISE(COUNT_RECOVERIES_PARITY) | PROMISE(COUNT_CRASHES) | PROMISE(COUNT_TORN_SECTORS) |     \
+     PROMISE(COUNT_CRASHES_IN_RECOVERY) | PROMISE(COUNT_JOURNALS_DROPPED) |                        \
+     PROMISE(COUNT_JOURNAL_READ_ERRORS))
 
 const struct sim_mode sim_modes[] = {
     {
@@ -116,6 +125,64 @@ const struct sim_mode sim_modes[] = {
                     PROMISE(COUNT_LATENT_ERRORS) | PROMISE(COUNT_LASTING_ERRORS) |
                     PROMISE(COUNT_WRITE_ERRORS) | PROMISE(COUNT_FLUSH_ERRORS),
     },
+    {
+        .name = "journal",
+        .story =
+            "arrays with a journal: power cuts, also in recovery; nothing acknowledged is lost",
+        .degraded_percent = 15,
+        .unsynced_percent = 15,
+        .crash_percent = 85,
+        .runs_max = 4,
+        .journal_percent = 100,
+        .promised = PROMISED_JOURNAL | PROMISE(COUNT_RESYNCS) | PROMISE(COUNT_RESYNCS_RESUMED) |
+                    PROMISE(COUNT_CRASHES_IN_RESYNC) | PROMISE(COUNT_DEGRADED_STARTS),
+    },
+    {
+        .name = "journal_storm",
+        .story = "the same with deaths and errors of members, and of the journal",
+        .degraded_percent = 15,
+        .unsynced_percent = 10,
+        .crash_percent = 70,
+        .death_percent = 35,
+        .latent_percent = 25,
+        .lasting_percent = 5,
+        .read_error_percent = 20,
+        .write_error_percent = 20,
+        .flush_error_percent = 20,
+        .runs_max = 4,
+        .journal_percent = 100,
+        .journal_loss_percent = 35,
+        .promised = PROMISED_JOURNAL | PROMISE(COUNT_DEATHS) | PROMISE(COUNT_READ_ERRORS) |
+                    PROMISE(COUNT_LATENT_ERRORS) | PROMISE(COUNT_WRITE_ERRORS) |
+                    PROMISE(COUNT_FLUSH_ERRORS) | PROMISE(COUNT_CORRECTED) |
+                    PROMISE(COUNT_STALE_LEFT_OUT) | PROMISE(COUNT_JOURNAL_LOSSES) |
+                    PROMISE(COUNT_REFUSALS) | PROMISE(COUNT_FORCED_STARTS) |
+                    PROMISE(COUNT_REQUESTS_FAILED),
+    },
+    {
+        .name = "journal_log",
+        .story = "logs such as the kernel leaves: data without parity, full rings; every crash",
+        .degraded_percent = 25,
+        .crash_percent = 100,
+        .runs_max = 3,
+        .journal_percent = 100,
+        .foreign_percent = 100,
+        .every_percent = 8,
+        .promised = PROMISED_JOURNAL | PROMISE(COUNT_RECOVERIES_DATA_ONLY) |
+                    PROMISE(COUNT_FOREIGN_LOGS) | PROMISE(COUNT_FOREIGN_LOGS_FULL) |
+                    PROMISE(COUNT_EVERY_MOMENT),
+    },
+    {
+        .name = "journal_every",
+        .story = "small arrays with a journal: a power cut at every single moment",
+        .degraded_percent = 20,
+        .unsynced_percent = 10,
+        .crash_percent = 100,
+        .runs_max = 3,
+        .journal_percent = 100,
+        .every_percent = 100,
+        .promised = PROMISED_JOURNAL | PROMISE(COUNT_EVERY_MOMENT),
+    },
 };
 
 const unsigned sim_modes_count = ARRAY_LEN(sim_modes);
@@ -139,7 +206,10 @@ struct history {
     struct geometry geometry;
     struct superblock superblocks[SIM_DISKS_MAX], check; /* the first ones */
     uint8_t doubtful[SIM_DISK_BYTES / BLOCK_BYTES]; /* with a bitmap: stripes whose bit is set */
-    unsigned disks;
+    unsigned members, disks; /* the last disk is the journal, if there is one */
+    unsigned journal;        /* its bit; 0: none */
+    uint64_t ring_blocks;
+    bool foreign;      /* its log was made */
     unsigned left_out; /* disks that are never offered */
     unsigned suspects; /* disks that may have failed in any run */
     uint64_t hot_first, hot_blocks;
@@ -148,16 +218,20 @@ struct history {
     struct verdict verdict;
     unsigned offered;
     unsigned faulty; /* disks that may fail in this run */
-    bool force, faults_allowed;
+    unsigned force;  /* set of assemble_force */
+    bool faults_allowed;
+    bool journaled;      /* the run uses the journal */
+    bool every;          /* every moment of it is looked at */
     bool errors_allowed; /* a request may fail */
     struct array *array;
     struct client clients[CLIENTS_MAX];
     unsigned clients_working;
     struct task *main;
     bool resync_ran, stopped_clean;
-    uint64_t idle_moment;                /* after an idle time; 0 if none */
-    uint64_t resync_begun, resync_ended; /* moments; 0 if not */
-    uint8_t *memory;                     /* the main task's, MEMORY_BYTES */
+    uint64_t begun_moment, started_moment; /* of the run; 0: it did not start */
+    uint64_t idle_moment;                  /* after an idle time; 0 if none */
+    uint64_t resync_begun, resync_ended;   /* moments; 0 if not */
+    uint8_t *memory;                       /* the main task's, MEMORY_BYTES */
 };
 
 static uint64_t
@@ -182,7 +256,7 @@ geometry_choose(struct history *history)
     };
     uint64_t chunks;
 
-    config.members = (unsigned)random_between(random, config.level == 6 ? 4 : 3, SIM_DISKS_MAX);
+    config.members = (unsigned)random_between(random, config.level == 6 ? 4 : 3, SIM_MEMBERS_MAX);
     if (config.level == 5)
         config.layout = (unsigned)PICK(random, 0, 1, 2, 2, 3, 4, 5);
     if (config.level == 6)
@@ -190,6 +264,8 @@ geometry_choose(struct history *history)
     chunks = random_between(random, 1, 12) * (64 * KIB / config.chunk_bytes);
     if (random_percent(random, 60))
         chunks = (chunks + 2) / 3;
+    if (history->mode->every_percent == 100)
+        chunks = (chunks + 3) / 4;
     config.size_bytes = chunks * config.chunk_bytes;
     if (geometry_init(&history->geometry, &config) < 0)
         sim_fail("the simulator chose a geometry that is none: level %d layout %u", config.level,
@@ -219,14 +295,18 @@ superblocks_make_tight(struct history *history, uint32_t minor, uint64_t data_of
         sb->layout = geometry->layout;
         sb->size_sectors = geometry->member_bytes / SECTOR_BYTES;
         sb->chunk_sectors = (uint32_t)(geometry->chunk_bytes / SECTOR_BYTES);
-        sb->raid_disks = history->disks;
+        sb->raid_disks = history->members;
         sb->data_offset_sectors = data_offset / SECTOR_BYTES;
         sb->super_offset_sectors = offset / SECTOR_BYTES;
         sb->data_size_sectors = ((minor == 0 ? offset : size_bytes) - data_offset) / SECTOR_BYTES;
         sb->dev_number = d;
         memset(sb->device_uuid, (int)d + 1, sizeof sb->device_uuid);
-        for (unsigned i = 0; i < history->disks; ++i)
+        for (unsigned i = 0; i < history->members; ++i)
             sb->dev_roles[i] = (uint16_t)i;
+        if (history->journal != 0) {
+            sb->feature_map |= SUPERBLOCK_FEATURE_JOURNAL;
+            sb->dev_roles[history->members] = SUPERBLOCK_ROLE_JOURNAL;
+        }
     }
 }
 
@@ -305,12 +385,37 @@ bitmap_make(struct history *history, uint32_t minor)
     history->cluster->counts[COUNT_BITMAPS]++;
 }
 
+/* Behind superblocks that are made tight: the journal's own says where the ring is. */
+static void
+journal_make(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    struct superblock *const sb = &history->superblocks[history->members];
+    struct log_make make = {
+        .disk = history->members,
+        .data_offset = DATA_OFFSET_MIN,
+        .ring_blocks = history->ring_blocks,
+        .foreign = random_percent(random, history->mode->foreign_percent),
+        .full = random_percent(random, 40),
+    };
+
+    memset(history->cluster->disks[make.disk].stable, 0,
+           history->cluster->disks[make.disk].device.size_bytes);
+    sb->data_offset_sectors = DATA_OFFSET_MIN / SECTOR_BYTES;
+    sb->data_size_sectors = history->ring_blocks * BLOCK_SECTORS;
+    sb->journal_tail_sectors = log_make(history->judge, &make, sb, random) / SECTOR_BYTES;
+    history->foreign = make.foreign;
+    history->cluster->counts[COUNT_JOURNALS]++;
+    history->cluster->counts[COUNT_FOREIGN_LOGS] += make.foreign;
+    history->cluster->counts[COUNT_FOREIGN_LOGS_FULL] += make.foreign && make.full;
+}
+
 static void
 superblocks_clear_around(struct history *history, uint64_t data_offset)
 {
     const uint64_t data_end = data_offset + history->geometry.member_bytes;
 
-    for (unsigned d = 0; d < history->disks; ++d) {
+    for (unsigned d = 0; d < history->members; ++d) {
         struct sim_disk *const disk = &history->cluster->disks[d];
 
         memset(disk->stable, 0, data_offset);
@@ -340,16 +445,31 @@ history_make(struct history *history)
     struct sim_random *const random = &history->random;
     struct sim_cluster *const cluster = history->cluster;
     const uint32_t minor = (uint32_t)random_below(random, 3);
-    const bool created = random_percent(random, 8), bitmap = !created && random_percent(random, 12);
+    const bool journaled = history->mode->journal_percent > 0 &&
+                           random_percent(random, history->mode->journal_percent);
+    const bool created = !journaled && random_percent(random, 8),
+               bitmap = !created && !journaled && random_percent(random, 12);
     const bool punches = random_percent(random, 40);
     uint64_t data_offset = minor == 0 ? 0 : DATA_OFFSET_MIN;
     uint64_t resync_sectors = SUPERBLOCK_RESYNC_DONE, good_bytes;
 
     geometry_choose(history);
-    history->disks = history->geometry.members;
+    history->members = history->geometry.members;
+    history->disks = history->members + journaled;
+    history->journal = journaled ? 1u << history->members : 0;
     good_bytes = history->geometry.member_bytes;
     cluster_begin(cluster, random_next(random), history->disks,
                   created ? SIM_DISK_BYTES : data_offset + good_bytes + 32 * KIB);
+    if (journaled) {
+        const uint64_t least = history->members + 4;
+
+        history->ring_blocks =
+            PICK(random, least, least, random_between(random, least, 2 * least),
+                 random_between(random, least, 64), random_between(random, least, 64),
+                 random_between(random, 64, 400));
+        cluster->disks[history->members].device.size_bytes =
+            DATA_OFFSET_MIN + history->ring_blocks * BLOCK_BYTES + 16 * KIB;
+    }
     if (created) {
         superblocks_make_created(history, minor);
         data_offset = history->superblocks[0].data_offset_sectors * SECTOR_BYTES;
@@ -379,10 +499,12 @@ history_make(struct history *history)
         const unsigned lost = (unsigned)random_between(random, 1, history->geometry.parities);
 
         for (unsigned i = 0; i < lost; ++i)
-            history->left_out |= 1u << random_below(random, history->disks);
+            history->left_out |= 1u << random_below(random, history->members);
     }
     judge_fill(history->judge, good_bytes, bitmap && resync_sectors == 0 ? history->doubtful : NULL,
                random);
+    if (journaled)
+        journal_make(history);
     superblocks_write_first(history, resync_sectors);
     cluster_load(cluster);
     history->hot_first = random_below(random, history->geometry.array_bytes / BLOCK_BYTES);
@@ -390,7 +512,7 @@ history_make(struct history *history)
     cluster_trace(cluster,
                   "level %d layout %u members %u chunk %llu member %llu array %llu bytes, "
                   "left out 0x%x, resync from %llu",
-                  history->geometry.level, history->geometry.layout, history->disks,
+                  history->geometry.level, history->geometry.layout, history->members,
                   (unsigned long long)history->geometry.chunk_bytes,
                   (unsigned long long)history->geometry.member_bytes,
                   (unsigned long long)history->geometry.array_bytes, history->left_out,
@@ -457,6 +579,9 @@ check_result(struct history *history, int result, const char *what, struct range
     if (result != -EIO)
         sim_fail("%s of %llu + %llu fails with %s", what, (unsigned long long)range.offset,
                  (unsigned long long)range.length, strerror(-result));
+    /* A journal that fails costs writes, never a read. */
+    if (history->journaled && (history->faulty & history->journal) && strcmp(what, "read") != 0)
+        return;
     if (!history->errors_allowed)
         sim_fail("%s of %llu + %llu fails although parity covers all faults", what,
                  (unsigned long long)range.offset, (unsigned long long)range.length);
@@ -647,6 +772,8 @@ faulty_choose(struct history *history)
         if (disk >= 0)
             history->faulty |= 1u << disk;
     }
+    if (history->journaled && random_percent(random, history->mode->journal_loss_percent))
+        history->faulty |= history->journal;
 }
 
 static void
@@ -675,6 +802,17 @@ faults_arm(struct history *history)
         disk->faults.punch_refused = random_percent(random, 3);
         if (!(history->faulty >> d & 1))
             continue;
+        if (history->journal == 1u << d) {
+            /* A dead one takes with it what only it has, should the power be cut while a member
+             * fails too: more than is promised. */
+            const bool alone = history->faulty == history->journal;
+            unsigned *const faults[] = {&disk->faults.write_error_in, &disk->faults.flush_error_in,
+                                        &disk->faults.death_in};
+
+            *faults[random_below(random, alone ? 3 : 2)] =
+                (unsigned)random_between(random, 1, span);
+            continue;
+        }
         if (random_percent(random, mode->death_percent))
             disk->faults.death_in = (unsigned)random_between(random, 1, span);
         if (random_percent(random, mode->read_error_percent))
@@ -713,6 +851,11 @@ on_event(void *owner, const struct array_event *event)
                      event->text);
         judge_lost(history->judge, event->member);
         break;
+    case ARRAY_JOURNAL_FAILED:
+        counts[COUNT_JOURNAL_LOSSES]++;
+        if (!(history->faulty & history->journal))
+            sim_fail("the journal was failed although nothing is wrong with it: %s", event->text);
+        break;
     case ARRAY_READ_CORRECTED:
         counts[COUNT_CORRECTED]++;
         break;
@@ -729,7 +872,6 @@ on_event(void *owner, const struct array_event *event)
     case ARRAY_RESYNC_STOPPED:
     case ARRAY_RECOVERY_PROGRESS:
     case ARRAY_RECOVERY_DONE:
-    case ARRAY_JOURNAL_FAILED:
     case ARRAY_FAILED:
     case ARRAY_WARNING:
         break;
@@ -793,7 +935,7 @@ start(struct history *history, bool readonly, struct error *error)
     struct array_config config = {
         .devices = devices,
         .readonly = readonly,
-        .force = history->force ? FORCE_DIRTY_DEGRADED : 0,
+        .force = history->force,
         .memory_bytes = PICK(&history->random, 1, 2, 2, 4) * MIB,
         .workers = (unsigned)PICK(&history->random, 1, 2, 4, 16),
         .idle_ns = IDLE_NS,
@@ -802,6 +944,11 @@ start(struct history *history, bool readonly, struct error *error)
     };
     int result;
 
+    if (history->journal != 0) {
+        config.journal_checkpoint_bytes =
+            PICK(&history->random, 0, 0, BLOCK_BYTES, 16 * BLOCK_BYTES);
+        config.journal_checkpoint_ns = PICK(&history->random, 200000, 2000000, 20000000, 0);
+    }
     for (unsigned d = 0; d < history->disks; ++d)
         if (history->offered >> d & 1) {
             history->cluster->disks[d].device.readonly = readonly;
@@ -817,10 +964,57 @@ start(struct history *history, bool readonly, struct error *error)
     }
     result = array_start(history->cluster->loop, &config, &history->array, error);
     history->cluster->counts[COUNT_STARTS]++;
+    if (!readonly && result == 0 && (history->force & FORCE_DROP_JOURNAL))
+        history->cluster->counts[COUNT_JOURNALS_DROPPED]++;
     cluster_trace(history->cluster, "start of 0x%x%s%s: %d %s", history->offered,
                   readonly ? " readonly" : "", history->force ? " by force" : "", result,
                   result < 0 ? error->text : "");
     return result;
+}
+
+/* One read of the log fails, or of what is replayed from it; the second try works. */
+static void
+journal_read_error_arm(struct history *history)
+{
+    struct sim_faults *const faults = &history->cluster->disks[history->members].faults;
+
+    if (!history->journaled || !random_percent(&history->random, 25))
+        return;
+    faults->read_error_from = DATA_OFFSET_MIN;
+    faults->read_error_end = DATA_OFFSET_MIN + history->ring_blocks * BLOCK_BYTES;
+    faults->read_error_in = 1;
+}
+
+static void
+journal_started(struct history *history)
+{
+    struct sim_faults *const faults = &history->cluster->disks[history->members].faults;
+    uint64_t *const counts = history->cluster->counts;
+    struct array_status status;
+
+    array_status(history->array, &status);
+    if (!status.journaled)
+        sim_fail("the array does not use its journal");
+    counts[COUNT_RECOVERIES_PARITY] += status.recovery.data_parity_stripes > 0;
+    counts[COUNT_RECOVERIES_DATA_ONLY] += status.recovery.data_only_stripes > 0;
+    if (faults->read_error_end != 0 && faults->read_error_in == 0)
+        counts[COUNT_JOURNAL_READ_ERRORS]++;
+    *faults = (struct sim_faults){0};
+}
+
+/* Before the end of a run. */
+static void
+journal_counted(struct history *history)
+{
+    uint64_t *const counts = history->cluster->counts;
+    struct array_status status;
+
+    if (!history->journaled)
+        return;
+    array_status(history->array, &status);
+    counts[COUNT_CHECKPOINTS] += status.journal.checkpoints;
+    counts[COUNT_WRAPS] += status.journal.written_bytes / status.journal.ring_bytes;
+    counts[COUNT_SPACE_WAITS] += status.journal.waits;
 }
 
 static void
@@ -842,7 +1036,7 @@ run_work(struct history *history)
     if (random_percent(random, 60)) {
         synced = array_resync_wait(history->array);
         if (synced && history->verdict.missing == 0 && history->faulty == 0)
-            judge_parity(history->judge, (1u << history->disks) - 1, "after the work");
+            judge_parity(history->judge, (1u << history->members) - 1, "after the work");
         if (!synced && history->verdict.missing == 0 && history->faulty == 0)
             sim_fail("the resync did not end well, and nothing was in its way");
     }
@@ -870,8 +1064,10 @@ run_main(void *arg)
 {
     struct history *const history = arg;
     struct error error;
-    const int result = start(history, false, &error);
+    int result;
 
+    journal_read_error_arm(history);
+    result = start(history, false, &error);
     if (result != (history->force ? 0 : history->verdict.result))
         sim_fail("the start comes to %d (%s), expected was %d", result,
                  result < 0 ? error.text : "started", history->verdict.result);
@@ -884,6 +1080,9 @@ run_main(void *arg)
         return;
     }
     check_started(history);
+    history->started_moment = cluster_moment(history->cluster);
+    if (history->journaled)
+        journal_started(history);
     if (history->verdict.missing > 0)
         history->cluster->counts[COUNT_DEGRADED_STARTS]++;
     if (history->force)
@@ -892,6 +1091,7 @@ run_main(void *arg)
     run_work(history);
     if (random_percent(&history->random, 70))
         stop(history);
+    journal_counted(history);
     array_destroy(history->array);
 }
 
@@ -900,6 +1100,13 @@ run_begin(struct history *history)
 {
     history->idle_moment = history->resync_begun = history->resync_ended = 0;
     history->stopped_clean = false;
+    history->begun_moment = history->cluster->moment;
+    history->started_moment = 0;
+    history->journaled = history->verdict.journal_disk >= 0;
+    history->every = history->mode->every_percent > 0 &&
+                     random_percent(&history->random, history->mode->every_percent);
+    history->cluster->counts[COUNT_EVERY_MOMENT] += history->every;
+    history->model->write_through = history->journaled;
     faults_clear(history);
     faulty_choose(history);
     history->suspects |= history->faulty;
@@ -917,6 +1124,8 @@ moment_choose(struct history *history)
 
     if (!random_percent(random, history->mode->crash_percent))
         return end;
+    if (history->journaled && history->started_moment != 0 && random_percent(random, 25))
+        return random_between(random, history->begun_moment, history->started_moment);
     if (history->idle_moment != 0 && random_percent(random, 20))
         return history->idle_moment;
     if (history->resync_begun != 0 && random_percent(random, 30))
@@ -933,6 +1142,8 @@ count_crash(struct history *history, uint64_t moment)
     if (moment == history->cluster->moment && history->stopped_clean)
         return;
     counts[COUNT_CRASHES]++;
+    counts[COUNT_CRASHES_IN_RECOVERY] +=
+        history->journaled && moment > history->begun_moment && moment < history->started_moment;
     counts[history->verdict.dirty ? COUNT_CRASHES_DIRTY : COUNT_CRASHES_CLEAN]++;
     if (history->resync_begun != 0 && moment >= history->resync_begun &&
         (history->resync_ended == 0 || moment < history->resync_ended))
@@ -946,7 +1157,8 @@ decide(struct history *history, uint64_t moment)
     struct verdict *const verdict = &history->verdict;
 
     judge_decide(history->judge, history->offered, verdict);
-    if (verdict->result != 0 && verdict->result != -EUCLEAN)
+    if (verdict->result != 0 && verdict->result != -EUCLEAN &&
+        !(verdict->result == -ENODEV && (history->suspects & history->journal)))
         sim_fail("after a crash at moment %llu the array does not start: %d, %u missing",
                  (unsigned long long)moment, verdict->result, verdict->missing);
     if (moment == history->cluster->moment && history->stopped_clean && verdict->dirty &&
@@ -964,6 +1176,67 @@ tear_choose(struct sim_random *random)
                                       : (enum sim_tear)random_below(random, TEAR_LAST);
 }
 
+/* The image in `stable`, with what the log holds. */
+static void
+judge_cut(struct history *history, uint64_t moment, bool adopt)
+{
+    struct judge *const judge = history->judge;
+    struct log_found found = {0};
+
+    decide(history, moment);
+    if (history->verdict.journal_disk >= 0)
+        log_recover(judge, &history->verdict, &found);
+    if (moment == history->cluster->moment && history->stopped_clean && history->journaled &&
+        found.data_only + found.data_parity > 0)
+        sim_fail("the array was stopped in good order, and its log is not empty");
+    judge_image(judge, &history->verdict, moment, adopt);
+    if (history->verdict.journal_disk >= 0)
+        image_undo(history->cluster, &judge->undo);
+}
+
+static int
+compare_moments(const void *a, const void *b)
+{
+    const uint64_t *const x = a, *const y = b;
+
+    return *x < *y ? -1 : *x > *y;
+}
+
+/* The power might have been cut at any of the run's moments before this one. */
+static void
+look_at_every_moment(struct history *history, uint64_t end)
+{
+    struct sim_cluster *const cluster = history->cluster;
+    struct sim_image *const image = &history->world->image;
+    const struct model *const model = history->model;
+    uint64_t *const moments = calloc(
+        4 + 3 * (size_t)cluster->writes_count + 2 * (size_t)model->ops_count, sizeof *moments);
+    uint64_t last = history->begun_moment;
+    size_t count = 0;
+
+    if (moments == NULL)
+        sim_fail("no memory for moments");
+    for (unsigned i = 0; i < cluster->writes_count; ++i) {
+        moments[count++] = cluster->writes[i].submitted;
+        moments[count++] = cluster->writes[i].completed;
+        moments[count++] = cluster->writes[i].durable;
+    }
+    for (uint32_t i = 0; i < model->ops_count; ++i) {
+        moments[count++] = model->ops[i].begun;
+        moments[count++] = model->ops[i].acknowledged;
+    }
+    qsort(moments, count, sizeof *moments, compare_moments);
+    for (size_t i = 0; i < count && moments[i] < end; ++i) {
+        if (moments[i] <= last)
+            continue;
+        last = moments[i];
+        image_build(cluster, image, last, tear_choose(&history->random), &history->random);
+        judge_cut(history, last, false);
+        image_undo(cluster, image);
+    }
+    free(moments);
+}
+
 /*
  * The power is cut at a chosen moment and comes back. Some earlier moments are looked at on the
  * way: had the cut been there, the disks would have been fine too.
@@ -977,22 +1250,41 @@ power_cut(struct history *history)
     const uint64_t moment = moment_choose(history);
     uint64_t before = 0;
 
-    for (unsigned i = 0; i < CUTS_LOOKED_AT && before + 1 < moment; ++i) {
+    if (history->every)
+        look_at_every_moment(history, moment);
+    for (unsigned i = 0; !history->every && i < CUTS_LOOKED_AT && before + 1 < moment; ++i) {
         before = random_between(random, before + 1, moment - 1);
         image_build(cluster, image, before, tear_choose(random), random);
-        decide(history, before);
-        judge_image(history->judge, &history->verdict, before, false);
+        judge_cut(history, before, false);
         image_undo(cluster, image);
     }
     image_build(cluster, image, moment, tear_choose(random), random);
-    decide(history, moment);
+    judge_cut(history, moment, true);
     cluster_trace(cluster, "power cut at moment %llu: %s, %u missing, resync from %llu",
                   (unsigned long long)moment, history->verdict.dirty ? "dirty" : "clean",
                   history->verdict.missing, (unsigned long long)history->verdict.resync_from);
-    judge_image(history->judge, &history->verdict, moment, true);
     count_crash(history, moment);
     image_adopt(cluster, image);
     history->stopped_clean = false;
+}
+
+/* What was made is what the judge finds in it. */
+static void
+log_check(struct history *history)
+{
+    history->suspects = 0;
+    history->faulty = 0;
+    history->journaled = true;
+    history->stopped_clean = false;
+    judge_cut(history, history->cluster->moment, false);
+}
+
+/* What a person would have to say, where a start is refused. */
+static unsigned
+force_for(const struct verdict *verdict)
+{
+    return (verdict->result == -ENODEV ? FORCE_DROP_JOURNAL : 0u) |
+           (verdict->dirty && verdict->missing > 0 ? FORCE_DIRTY_DEGRADED : 0u);
 }
 
 /* --- The end of a history ------------------------------------------------------------------- */
@@ -1012,7 +1304,7 @@ settle_main(void *arg)
     stop(history);
     array_destroy(history->array);
     if (history->verdict.missing == 0)
-        judge_parity(history->judge, (1u << history->disks) - 1, "after the resync");
+        judge_parity(history->judge, (1u << history->members) - 1, "after the resync");
 }
 
 /* With as many members gone as can be, everything must still be there. */
@@ -1042,18 +1334,25 @@ history_end(struct history *history)
     history->errors_allowed = false;
     history->stopped_clean = false;
     faults_clear(history);
-    history->force = history->verdict.result == -EUCLEAN;
+    history->force = force_for(&history->verdict);
+    history->begun_moment = cluster_moment(history->cluster);
+    history->journaled = history->verdict.journal_disk >= 0;
+    history->model->write_through = history->journaled;
     loop_run_task(loop, settle_main, history);
     image_build(history->cluster, &history->world->image, history->cluster->moment, TEAR_RANDOM,
                 random);
     judge_decide(history->judge, history->offered, &history->verdict);
     if (history->verdict.dirty || history->verdict.result != 0)
         sim_fail("after resync and stop the array is not clean");
-    judge_image(history->judge, &history->verdict, history->cluster->moment, true);
+    judge_cut(history, history->cluster->moment, true);
     image_adopt(history->cluster, &history->world->image);
-    history->force = false;
+    history->force = 0;
+    if (history->verdict.journal_disk >= 0 && random_percent(random, 25)) {
+        history->offered &= ~history->journal; /* it is empty: nobody needs it */
+        history->suspects |= history->journal;
+    }
     while (history->verdict.missing + lost < history->geometry.parities) {
-        const unsigned disk = (unsigned)random_below(random, history->disks);
+        const unsigned disk = (unsigned)random_below(random, history->members);
 
         if (!(history->offered >> disk & 1))
             continue;
@@ -1062,9 +1361,12 @@ history_end(struct history *history)
         if (random_percent(random, 30))
             break;
     }
+    judge_decide(history->judge, history->offered, &history->verdict);
     for (unsigned s = 0; s < history->geometry.members; ++s)
         if (history->verdict.disk_of[s] < 0)
             judge_lost(history->judge, s);
+    history->force = force_for(&history->verdict);
+    history->journaled = history->verdict.journal_disk >= 0;
     loop_run_task(loop, loss_main, history);
     /* Nothing of this history may be left. */
     image_adopt(history->cluster, &history->world->image);
@@ -1084,7 +1386,9 @@ history_run(struct sim_world *world, const struct sim_mode *mode, uint64_t seed)
     (void)random_next(&history->random); /* neighbouring seeds part */
     history_make(history);
     history->offered = ((1u << history->disks) - 1) & ~history->left_out;
-    history->force = false;
+    history->force = 0;
+    if (history->journal != 0)
+        log_check(history);
     judge_decide(history->judge, history->offered, &history->verdict);
     runs = (unsigned)random_between(&history->random, 1, mode->runs_max);
     for (unsigned run = 0; run < runs; ++run) {
@@ -1093,12 +1397,13 @@ history_run(struct sim_world *world, const struct sim_mode *mode, uint64_t seed)
         loop_run_task(cluster->loop, run_main, history);
         if (mode->beyond)
             break;
-        if (history->verdict.result == -EUCLEAN && !history->force) {
-            history->force = true; /* the next run is the same start again */
+        if (history->verdict.result != 0 && !history->force) {
+            history->force =
+                force_for(&history->verdict); /* the next run is the same start again */
             runs++;
             continue;
         }
-        history->force = false;
+        history->force = 0;
         power_cut(history);
         cluster->counts[COUNT_RESTARTS]++;
     }

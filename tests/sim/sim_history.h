@@ -5,6 +5,9 @@
  *                   ^                                                             |
  *                   +------ force, when refused and dirty <------ judge images <--+
  *
+ * With a journal, recovery is part of the start, and every moment of it may be that of the next
+ * power cut.
+ *
  * and at the end, without faults: resync to the end, parity of every stripe, clean stop, and every
  * sector once more with as many members gone as the level allows.
  */
@@ -25,6 +28,11 @@ struct sim_mode {
     unsigned death_percent, latent_percent, lasting_percent;
     unsigned read_error_percent, write_error_percent, flush_error_percent;
     bool beyond;
+    /* Arrays with a journal. */
+    unsigned journal_percent;
+    unsigned journal_loss_percent; /* runs in which the journal may fail */
+    unsigned foreign_percent;      /* histories that begin with a log such as the kernel leaves */
+    unsigned every_percent;        /* runs of which every moment is looked at; small arrays */
     uint64_t promised; /* set of enum sim_count that may not be 0 after many histories */
 };
 

@@ -37,6 +37,7 @@ judge_destroy(struct judge *judge)
     free(judge->values);
     free(judge->recovered[0]);
     free(judge->recovered[1]);
+    image_fini(&judge->undo);
 }
 
 void
@@ -133,8 +134,8 @@ judge_fill(struct judge *judge, uint64_t parity_good_bytes, const uint8_t *doubt
 
 /* --- Superblocks ---------------------------------------------------------------------------- */
 
-static bool
-superblock_of(const struct judge *judge, unsigned disk, struct superblock *sb)
+bool
+judge_superblock(const struct judge *judge, unsigned disk, struct superblock *sb)
 {
     const struct sim_disk *const device = &judge->cluster->disks[disk];
     uint64_t offset;
@@ -144,7 +145,26 @@ superblock_of(const struct judge *judge, unsigned disk, struct superblock *sb)
                              NULL) == 0;
 }
 
-/* Specification 5.1 to 5.3, for arrays without journal, spares or rebuilding members. */
+static bool
+is_journal(const struct superblock *sb)
+{
+    return superblock_role(sb) == SUPERBLOCK_ROLE_JOURNAL &&
+           (sb->feature_map & SUPERBLOCK_FEATURE_JOURNAL);
+}
+
+/* The most cautious word counts. */
+static void
+doubt(struct verdict *verdict, const struct superblock *sb)
+{
+    const uint64_t from = superblock_resync_offset_bytes(sb);
+
+    if (superblock_is_clean(sb))
+        return;
+    verdict->resync_from = verdict->dirty ? min_u64(verdict->resync_from, from) : from;
+    verdict->dirty = true;
+}
+
+/* Specification 5.1 to 5.3 and 5.5, for arrays without spares or rebuilding members. */
 void
 judge_decide(const struct judge *judge, unsigned offered, struct verdict *verdict)
 {
@@ -152,14 +172,14 @@ judge_decide(const struct judge *judge, unsigned offered, struct verdict *verdic
     bool valid[SIM_DISKS_MAX] = {false};
     int freshest = -1;
 
-    *verdict = (struct verdict){.result = -ENOENT};
+    *verdict = (struct verdict){.result = -ENOENT, .journal_disk = -1};
     for (unsigned s = 0; s < SIM_DISKS_MAX; ++s)
         verdict->disk_of[s] = -1;
     for (unsigned d = 0; d < judge->cluster->disks_count; ++d) {
         if (!(offered >> d & 1))
             continue;
-        valid[d] = superblock_of(judge, d, &sb[d]);
-        if (valid[d] && superblock_role_is_slot(superblock_role(&sb[d])) &&
+        valid[d] = judge_superblock(judge, d, &sb[d]);
+        if (valid[d] && (superblock_role_is_slot(superblock_role(&sb[d])) || is_journal(&sb[d])) &&
             (freshest < 0 || sb[d].events > sb[freshest].events))
             freshest = (int)d;
     }
@@ -171,24 +191,34 @@ judge_decide(const struct judge *judge, unsigned offered, struct verdict *verdic
         role = sb[d].events + 1 == sb[freshest].events
                    ? superblock_role_of(&sb[freshest], sb[d].dev_number)
                    : superblock_role(&sb[d]);
+        if (is_journal(&sb[d])) {
+            if (sb[d].events + 1 >= sb[freshest].events && role == SUPERBLOCK_ROLE_JOURNAL &&
+                (sb[freshest].feature_map & SUPERBLOCK_FEATURE_JOURNAL)) {
+                verdict->journal_disk = (int)d;
+                doubt(verdict, &sb[d]);
+            }
+            continue;
+        }
         if (sb[d].events + 1 < sb[freshest].events || !superblock_role_is_slot(role)) {
             verdict->stale++;
             continue;
         }
         verdict->disk_of[role] = (int)d;
-        if (!superblock_is_clean(&sb[d])) {
-            const uint64_t from = superblock_resync_offset_bytes(&sb[d]);
-
-            verdict->resync_from = verdict->dirty ? min_u64(verdict->resync_from, from) : from;
-            verdict->dirty = true;
-        }
+        doubt(verdict, &sb[d]);
     }
     for (unsigned s = 0; s < judge->geometry.members; ++s)
         verdict->missing += verdict->disk_of[s] < 0;
-    if (freshest >= 0)
-        verdict->result = verdict->missing > judge->geometry.parities ? -ENOTCONN
-                          : verdict->dirty && verdict->missing > 0    ? -EUCLEAN
-                                                                      : 0;
+    if (freshest >= 0 && (sb[freshest].feature_map & SUPERBLOCK_FEATURE_JOURNAL) &&
+        verdict->journal_disk < 0) {
+        /* Only the journal knew what was unfinished. */
+        verdict->dirty = true;
+        verdict->resync_from = 0;
+        verdict->result = -ENODEV;
+    }
+    if (verdict->missing > judge->geometry.parities)
+        verdict->result = -ENOTCONN;
+    else if (freshest >= 0 && verdict->result != -ENODEV)
+        verdict->result = verdict->dirty && verdict->missing > 0 ? -EUCLEAN : 0;
     free(sb);
 }
 
@@ -248,6 +278,28 @@ find_open(struct judge *judge, const struct verdict *verdict, uint64_t moment)
     }
 }
 
+/* V6 for each block of a data chunk. */
+static void
+judge_blocks(const struct judge *judge, const struct view *view, unsigned d, uint64_t moment)
+{
+    const struct geometry *const geometry = &judge->geometry;
+    const uint64_t offset = geometry_chunk_offset(geometry, view->row.number, d);
+
+    for (uint64_t at = 0; at < geometry->chunk_bytes; at += BLOCK_BYTES) {
+        const uint64_t sector = (offset + at) / SECTOR_BYTES;
+        bool known = true;
+
+        for (unsigned s = 0; s < BLOCK_SECTORS; ++s)
+            known = known && judge->values[sector + s] != VALUE_UNKNOWN;
+        if (known &&
+            !model_block_whole(judge->model, (const uint8_t *)view->data[d] + at, sector, moment))
+            sim_fail("after a crash at moment %llu the block at sector %llu (slot %u, row %llu) is "
+                     "a mixture",
+                     (unsigned long long)moment, (unsigned long long)sector, view->members[d],
+                     (unsigned long long)view->row.number);
+    }
+}
+
 /* Finds for each sector of a data chunk the value it has. */
 static void
 judge_chunk(struct judge *judge, const struct view *view, unsigned d, uint64_t moment,
@@ -275,6 +327,8 @@ judge_chunk(struct judge *judge, const struct view *view, unsigned d, uint64_t m
                      (unsigned long long)view->row.number, how, found, allowed);
         }
     }
+    if (judge->model->write_through)
+        judge_blocks(judge, view, d, moment);
 }
 
 /* The stripes of a row (as a view with everything in it) whose parity does not agree. */
@@ -343,7 +397,8 @@ judge_row(struct judge *judge, const struct verdict *verdict, uint64_t number, u
     for (uint64_t i = 0; i < geometry->chunk_bytes / BLOCK_BYTES; ++i) {
         const uint64_t stripe = first_stripe + i;
         const bool was_bad = judge->bad[stripe] && !judge->healed[stripe];
-        const bool hole = lost_count > 0 && verdict->dirty && (judge->open[stripe] || was_bad);
+        const bool open = judge->open[stripe] && !judge->model->write_through; /* K4 */
+        const bool hole = lost_count > 0 && verdict->dirty && (open || was_bad);
         const bool promised = lost_count > 0
                                   ? !hole && !judge->bad[stripe]
                                   : !verdict->dirty || stripe * BLOCK_BYTES < verdict->resync_from;

@@ -12,6 +12,8 @@
  *   K3. Exception, the write hole: in a dirty array a missing member's block is void (anything)
  *       if, at the crash, its stripe had a write that was not durable, or a request under way, or
  *       parity that was not good before and no write since, durable at the crash, has made good.
+ *   K4. With a journal what counts is what its recovery leaves (sim_log.h has one of the judge's
+ *       own): then K3 concerns only parity that was not good before, and V5 and V6 hold.
  */
 #ifndef STRIPELOG_SIM_JUDGE_H
 #define STRIPELOG_SIM_JUDGE_H
@@ -23,12 +25,13 @@
 
 /* What the superblocks of the offered disks come to. */
 struct verdict {
-    int result; /* of a start without force: 0, -ENOENT, -ENOTCONN, -EUCLEAN */
+    int result; /* of a start without force: 0, -ENOENT, -ENOTCONN, -EUCLEAN, -ENODEV */
     bool dirty;
     uint64_t resync_from; /* member bytes, when dirty */
     unsigned missing;
     int disk_of[SIM_DISKS_MAX]; /* by slot; -1: missing */
     unsigned stale;             /* offered disks of this array that must stay out */
+    int journal_disk;           /* -1: none, or not to be used */
 };
 
 struct judge {
@@ -43,6 +46,7 @@ struct judge {
     uint8_t *open;         /* owned; by stripe: scratch of judge_image */
     uint32_t *values;      /* owned; by sector of the array: scratch of judge_image */
     uint8_t *recovered[2]; /* owned; a chunk each */
+    struct sim_image undo; /* what the judge's own recovery changed */
     uint64_t stripes_capacity, sectors_capacity;
 };
 
@@ -57,6 +61,9 @@ void judge_begin(struct judge *judge, const struct geometry *geometry, uint64_t 
  * stripe; NULL: everywhere) says so. */
 void judge_fill(struct judge *judge, uint64_t parity_good_bytes, const uint8_t *doubtful,
                 struct sim_random *random);
+
+/* The superblock of a disk, in `stable`; false if there is none. */
+bool judge_superblock(const struct judge *judge, unsigned disk, struct superblock *sb);
 
 /* Looks at the superblocks in `stable` of the disks in the set. */
 void judge_decide(const struct judge *judge, unsigned offered, struct verdict *verdict);

@@ -171,6 +171,7 @@ model_begin(struct model *model, uint64_t sectors)
         model->sectors_capacity = sectors;
     }
     model->sectors = sectors;
+    model->write_through = false;
     model->blobs_count = 0;
     model->version = VALUE_FIRST;
     for (uint64_t s = 0; s < sectors; ++s)
@@ -255,6 +256,53 @@ model_after_crash(const struct model *model, const uint8_t *memory, uint64_t sec
         content_is(model, memory, sector, model->base[sector]))
         return model->base[sector];
     return VALUE_NONE;
+}
+
+/* Is what the op wrote there in all sectors of the block that `left` still names? */
+static bool
+op_is_whole(const struct model *model, const struct model_op *op, const uint8_t *memory,
+            uint64_t sector, unsigned left)
+{
+    for (unsigned s = 0; s < BLOCK_SECTORS; ++s)
+        if ((left >> s & 1) && sector + s >= op->first && sector + s < op->first + op->count &&
+            !content_is(model, memory + s * SECTOR_BYTES, sector + s, op_value(op, sector + s)))
+            return false;
+    return true;
+}
+
+static unsigned
+op_sectors(const struct model_op *op, uint64_t sector)
+{
+    unsigned sectors = 0;
+
+    for (unsigned s = 0; s < BLOCK_SECTORS; ++s)
+        if (sector + s >= op->first && sector + s < op->first + op->count)
+            sectors |= 1u << s;
+    return sectors;
+}
+
+/* Takes away, again and again, a write that may have been the last of those that are left. */
+bool
+model_block_whole(const struct model *model, const uint8_t *memory, uint64_t sector,
+                  uint64_t moment)
+{
+    unsigned left = (1u << BLOCK_SECTORS) - 1, before;
+
+    do {
+        before = left;
+        for (unsigned s = 0; s < BLOCK_SECTORS; ++s)
+            for (uint32_t n = model->list[sector + s]; n != 0; n = model->nodes[n - 1].next) {
+                const struct model_op *const op = &model->ops[model->nodes[n - 1].op];
+
+                if (op->begun <= moment && op_is_whole(model, op, memory, sector, left))
+                    left &= ~op_sectors(op, sector);
+            }
+    } while (left != before);
+    for (unsigned s = 0; s < BLOCK_SECTORS; ++s)
+        if ((left >> s & 1) &&
+            !content_is(model, memory + s * SECTOR_BYTES, sector + s, model->base[sector + s]))
+            return false;
+    return true;
 }
 
 void
@@ -383,7 +431,7 @@ model_op_end(struct model *model, uint32_t number, int result, uint64_t now)
 
     op->acknowledged = now;
     op->definite = result == 0 && op->kind != MODEL_TRIM;
-    if (result == 0 && op->fua)
+    if (result == 0 && (op->fua || model->write_through))
         op->durable = now;
     mark_edges(model, op, 0);
 }

@@ -17,6 +17,12 @@
  *       FUA, or acknowledged before a flush began that was itself acknowledged.
  *   V4. A write that failed, and a trim, may or may not have happened; they supersede nothing.
  *
+ * With a journal that is written through (`write_through`) the promise is stronger:
+ *
+ *   V5. What is acknowledged is durable.
+ *   V6. An aligned 4 KiB block is never a mixture: each write is there as a whole, as far as no
+ *       other covers it, or not at all.
+ *
  * After a restart what the disks hold is judged once by V3, and what was found is then the only
  * value the sector may have (`base`).
  */
@@ -45,6 +51,7 @@ struct model_op {
 
 struct model {
     uint64_t sectors;
+    bool write_through;
     uint32_t *base;     /* owned: this and the next five, by sector */
     uint32_t *seen;     /* V2: the value, where seen_at != 0 */
     uint64_t *seen_at;  /* moment at which that read began */
@@ -105,6 +112,9 @@ void model_make_void(struct model *model, uint64_t first, uint64_t count);
 /* V3: the value that the memory holds, if a crash at the moment allows it; else VALUE_NONE. */
 uint32_t model_after_crash(const struct model *model, const uint8_t *memory, uint64_t sector,
                            uint64_t moment);
+/* V6 for the block that begins at the sector, each sector of which V3 allows. */
+bool model_block_whole(const struct model *model, const uint8_t *memory, uint64_t sector,
+                       uint64_t moment);
 /* The allowed values in words. */
 void model_describe(const struct model *model, uint64_t sector, uint64_t moment, char text[400]);
 /* A new run begins from these values (sectors of them). */
