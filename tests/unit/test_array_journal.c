@@ -33,6 +33,8 @@ struct memory {
     uint64_t bad_from, bad_to, bad_kept; /* reads in there fail, until it is written */
     bool refuses_superblocks;            /* writes before the data fail */
     bool refuses_writes;                 /* all fail */
+    uint64_t dies_in;                    /* with the n-th operation from now on; 0: never */
+    bool dead;
     struct io *queue;
     struct turn_hook hook;
 };
@@ -43,7 +45,11 @@ struct world {
     struct memory memories[DEVICES];
     uint64_t data_offset; /* bytes, of all */
     uint64_t writes_left, writes;
-    uint8_t *block; /* owned; a few blocks */
+    uint64_t write_fails_in, flush_fails_in, read_fails_in; /* the n-th from now on; 0: none */
+    uint8_t *block;                                         /* owned; a few blocks */
+
+    unsigned writers_started, writers_ended;
+    int write_results[20];
 
     /* A start. */
     unsigned left_out; /* members, as bits */
@@ -57,12 +63,26 @@ struct world {
 
 /* --- Devices --------------------------------------------------------------------------------- */
 
+/* Is it the one that fails? */
+static bool
+is_due(uint64_t *countdown)
+{
+    return *countdown > 0 && --*countdown == 0;
+}
+
 static int
 memory_do(struct memory *memory, const struct io *io)
 {
     struct world *const w = memory->world;
     uint64_t at = io->offset;
 
+    memory->dead = memory->dead || is_due(&memory->dies_in);
+    if (memory->dead)
+        return -EIO;
+    if (is_due(io->op == IO_READ    ? &w->read_fails_in
+               : io->op == IO_WRITE ? &w->write_fails_in
+                                    : &w->flush_fails_in))
+        return -EIO;
     if (io->op == IO_READ && io->offset < memory->bad_to &&
         io->offset + io->length > memory->bad_from)
         return -EIO;
@@ -445,6 +465,34 @@ log_data_only(struct world *w)
     journal_writer_finish(&writer, geometry.checksum_seed);
 }
 
+/* An entry at the end of the log: the second block that write_blocks wrote at each place, in the
+ * first stripes, once more, without parity. */
+static void
+log_more_data_only(struct world *w)
+{
+    uint8_t *const ring = w->memories[JOURNAL].bytes + w->data_offset;
+    uint64_t at = superblock_at(w, JOURNAL)->journal_tail_sectors * SECTOR_BYTES, seq = 0;
+    struct journal_geometry geometry;
+    struct journal_writer writer;
+    struct journal_entry entry;
+
+    journal_geometry_init(&geometry, superblock_at(w, JOURNAL));
+    while (journal_entry_decode(ring + at, at, &geometry, &entry, NULL) == 0 &&
+           (seq == 0 || entry.seq == seq)) {
+        seq = entry.seq + 1;
+        at = journal_entry_next(&entry, &geometry);
+    }
+    journal_writer_init(&writer, ring + at, seq, at);
+    for (unsigned i = 0; i < 4; i++) {
+        uint8_t *const data = ring + at + (i + 1) * BLOCK_BYTES;
+
+        memset(data, (int)(i + 1), BLOCK_BYTES);
+        journal_writer_add_data(&writer, (i * 3 + 1) * BLOCK_BYTES,
+                                journal_checksum(geometry.checksum_seed, data, BLOCK_BYTES));
+    }
+    journal_writer_finish(&writer, geometry.checksum_seed);
+}
+
 static void
 read_data_only(struct world *w)
 {
@@ -488,6 +536,125 @@ a_journal_and_a_member_fail_in_recovery(void **state)
     world_free(w);
 }
 
+/* --- Anything fails once --------------------------------------------------------------------- */
+
+static void
+read_blocks(struct world *w)
+{
+    for (unsigned i = 0; i < 20; i++) {
+        assert_int_equal(array_read(w->array, w->block, i * 3 * BLOCK_BYTES, 8 * KIB), 0);
+        for (unsigned b = 0; b < 8 * KIB; b++)
+            assert_int_equal(w->block[b], i + 1);
+    }
+}
+
+static void
+read_and_stop(struct world *w)
+{
+    read_blocks(w);
+    ignored(array_stop(w->array)); /* it may fail */
+}
+
+/* One operation fails, each in turn: of a start with data-parity and data-only stripes in the log,
+ * a read of everything, and a stop. Whatever comes of it, a later start has everything. */
+static void
+fail_each(struct world *w, uint64_t *countdown)
+{
+    for (uint64_t n = 1;; n++) {
+        restore(w);
+        *countdown = n;
+        ignored(play(w, read_and_stop)); /* as said */
+        if (*countdown > 0)
+            break;
+        if (play(w, read_blocks) < 0) {
+            /* A journal that failed is struck off. */
+            assert_int_equal(w->started, -ENODEV);
+            w->force = FORCE_DROP_JOURNAL;
+            if (play(w, read_blocks) < 0) {
+                assert_int_equal(w->started, -EUCLEAN); /* degraded as well */
+                w->force |= FORCE_DIRTY_DEGRADED;
+                assert_int_equal(play(w, read_blocks), 0);
+            }
+            w->force = 0;
+        }
+    }
+    *countdown = 0;
+}
+
+static void
+any_operation_may_fail_once(void **state)
+{
+    for (unsigned level = 5; level <= 6; level++) {
+        struct world *const w = world_make((int)level, level - 2);
+
+        assert_int_equal(play(w, write_blocks), 0);
+        log_more_data_only(w);
+        keep(w);
+        fail_each(w, &w->write_fails_in);
+        fail_each(w, &w->flush_fails_in);
+        fail_each(w, &w->read_fails_in);
+        world_free(w);
+    }
+}
+
+/* As write_blocks, several at once, whatever comes of it; then all is read and stopped. */
+static void
+write_again_main(void *arg)
+{
+    struct world *const w = arg;
+    const unsigned i = w->writers_started++;
+    uint8_t *const memory = w->block + (i + 1) * 8 * KIB;
+
+    memset(memory, (int)(i + 1), 8 * KIB);
+    w->write_results[i] = array_write(w->array, memory, i * 3 * BLOCK_BYTES, 8 * KIB, false);
+    w->writers_ended++;
+}
+
+static void
+write_again(struct world *w)
+{
+    w->writers_started = w->writers_ended = 0;
+    for (unsigned i = 0; i < 20; i++)
+        assert_non_null(task_start(w->loop, write_again_main, w));
+    while (w->writers_ended < 20)
+        task_yield(w->loop);
+    read_blocks(w);
+    ignored(array_stop(w->array)); /* it may fail */
+}
+
+/* One device after the other dies at each of its operations, of start, writes and stop, and lives
+ * again at the next start. */
+static void
+any_device_may_die_at_any_time(void **state)
+{
+    struct world *const w = world_make(5, 3);
+
+    assert_int_equal(play(w, write_blocks), 0);
+    log_more_data_only(w);
+    keep(w);
+    for (unsigned d = 0; d <= w->members; d++)
+        for (uint64_t n = 1;; n++) {
+            bool died;
+
+            restore(w);
+            w->memories[d].dies_in = n;
+            ignored(play(w, write_again)); /* as said */
+            died = w->memories[d].dead;
+            w->memories[d].dies_in = 0;
+            w->memories[d].dead = false;
+            if (!died)
+                break;
+            if (play(w, read_blocks) < 0) {
+                assert_int_equal(d, JOURNAL);
+                assert_int_equal(w->started, -ENODEV);
+                w->force = FORCE_DROP_JOURNAL;
+                assert_int_equal(play(w, read_blocks), 0);
+                w->force = 0;
+            }
+        }
+    world_free(w);
+}
+
 int
 main(void)
 {
@@ -497,6 +664,8 @@ main(void)
         cmocka_unit_test(an_unreadable_tail_takes_a_new_log),
         cmocka_unit_test(a_journal_that_fails_in_recovery_is_not_left_behind),
         cmocka_unit_test(a_journal_and_a_member_fail_in_recovery),
+        cmocka_unit_test(any_device_may_die_at_any_time),
+        cmocka_unit_test(any_operation_may_fail_once),
         cmocka_unit_test(a_degraded_array_gives_up_its_log_by_more_force_only),
     };
 
