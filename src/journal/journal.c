@@ -451,6 +451,15 @@ journal_append_wait(struct journal *journal, struct journal_append *append)
     return append->result;
 }
 
+task_fn void
+journal_settle(struct journal *journal)
+{
+    const uint64_t last = journal->seq - 1 - (journal->open != NULL);
+
+    while (journal->durable_seq < last && !journal->failed)
+        wait_queue_wait(journal->loop, &journal->checkpoint_done);
+}
+
 void
 journal_append_finish(struct journal *journal, struct journal_append *append)
 {

@@ -141,6 +141,10 @@ void journal_append_finish(struct journal *journal, struct journal_append *appen
  * by the next recovery. */
 void journal_append_abandon(struct journal *journal, struct journal_append *append);
 
+/* Until all entries that are on their way to the device now are durable; at once if there are none,
+ * or the journal fails. For who had better log more together, but would wait behind them anyway. */
+task_fn void journal_settle(struct journal *journal);
+
 /* --- Checkpoints ---- */
 
 /* While held, the tail does not pass this position: that of the tail or of an entry. Moves forward

@@ -18,6 +18,8 @@
 #include <stdlib.h>
 
 #define MASK_ARRAYS 16u
+/* Of a group's data, the part from which on a write is a long one: a quarter. */
+#define AWAIT_SHARE 4u
 
 int
 run_init(struct run *run, struct engine *engine)
@@ -1083,6 +1085,32 @@ change_stripes(struct run *run, uint64_t reserved)
         pieces_fail(run, run->stripes, -EIO, piece_changes);
 }
 
+/* A long write begins or ends within this group's rows, and whoever writes in sequence brings the
+ * rest soon. Logged apart, each part would take its own parity, and reads. While the log is busy
+ * with earlier entries, which would be waited for anyway, the rest may come. */
+static task_fn void
+await_rest(struct run *run)
+{
+    const struct engine *engine = run->engine;
+    struct piece_list *const queued = &run->group->pieces;
+    const unsigned covered = plan_count(run->full, engine->members_count);
+    const unsigned all =
+        (unsigned)__builtin_popcountll(run->stripes) * engine->geometry->data_members;
+
+    if (covered < all / AWAIT_SHARE || covered == all)
+        return;
+    journal_settle(engine->journal);
+    while (queued->first != NULL && piece_changes(queued->first)) {
+        struct piece *piece = queued->first;
+
+        queued->first = piece->next;
+        piece_list_add(&run->pieces, piece);
+    }
+    if (queued->first == NULL)
+        piece_list_init(queued);
+    gather(run);
+}
+
 /* E9. Who has space in the log waits for devices and superblocks only (E3: its scratch memory comes
  * after the space, and those who hold scratch memory have their space), so it comes back. */
 static task_fn void
@@ -1096,6 +1124,7 @@ phase_changes(struct run *run)
         change_stripes(run, 0);
         return;
     }
+    await_rest(run);
     run->fua = false; /* what is logged is durable */
     for (rest = run->touched; rest != 0;) {
         uint64_t need;
