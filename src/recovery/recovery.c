@@ -12,8 +12,8 @@
 #define RECORD_COST  (2 * sizeof(struct journal_record)) /* sorting takes as much again */
 #define BATCH_BLOCKS 1024u
 #define BATCHES      4u
-#define BATCHES_READ 2u /* of them are read while one is looked at */
-#define IOS          512u
+#define BATCHES_READ 2u   /* of them are read while one is looked at */
+#define IOS          128u /* more than devices queue goes to threads of the kernel: slower */
 #define PROGRESS_NS  UINT64_C(1000000000)
 /* Any entry finds room in half of it. */
 #define INDEX_MIN    (2 * JOURNAL_ENTRY_BLOCKS_MAX)
