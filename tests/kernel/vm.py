@@ -98,15 +98,17 @@ class Result:
         self.seconds = seconds
 
 
-def run(script, disks=None, files=None, timeout=120, crash_on=None, snapshot=False, tries=1, log=None, uncached=()):
+def run(script, disks=None, files=None, timeout=120, crash_on=None, snapshot=False, tries=1, log=None, uncached=(),
+        silence=None):
     """Run `script` in a guest.
 
     disks: {name: image path}; files: {path in the guest: bytes or host path}.
     crash_on: kill the guest as soon as a line equal to this is printed.
     snapshot: what the guest writes is thrown away. tries: boots in all if it
     times out, for the md driver's own recovery hangs now and then; with
-    snapshot only. log: a file for the kernel's console. uncached: names of disks
-    that say they have no volatile write cache; the others say they have one.
+    snapshot only. silence: seconds without a line that count as a timeout too.
+    log: a file for the kernel's console. uncached: names of disks that say they
+    have no volatile write cache; the others say they have one.
     """
     assert tries == 1 or snapshot
     kernel, modules = kernel_prepare()
@@ -115,7 +117,7 @@ def run(script, disks=None, files=None, timeout=120, crash_on=None, snapshot=Fal
         with tempfile.TemporaryDirectory(prefix="stripelog-vm-") as work:
             try:
                 return boot(work, kernel, modules, script, disks or {}, files or {}, timeout, crash_on, snapshot, log,
-                            uncached)
+                            uncached, silence)
             except AcceleratorFailed:
                 Accelerator.name = "tcg"
             except GuestFailed as failure:
@@ -127,7 +129,7 @@ def run(script, disks=None, files=None, timeout=120, crash_on=None, snapshot=Fal
 # --- the guest ---
 
 
-def boot(work, kernel, modules, script, disks, files, timeout, crash_on, snapshot, log, uncached):
+def boot(work, kernel, modules, script, disks, files, timeout, crash_on, snapshot, log, uncached, silence):
     initramfs = os.path.join(work, "initramfs")
     console = log or os.path.join(work, "console")
     initramfs_write(initramfs, modules, script, disks, files)
@@ -148,7 +150,7 @@ def boot(work, kernel, modules, script, disks, files, timeout, crash_on, snapsho
     with open(os.path.join(work, "qemu.err"), "w+", encoding="utf-8") as errors:
         qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         try:
-            status, output = guest_follow(qemu, errors, start + timeout, crash_on)
+            status, output = guest_follow(qemu, errors, start + timeout, silence or timeout, crash_on)
         finally:
             if qemu.poll() is None:
                 qemu.send_signal(signal.SIGKILL)
@@ -172,13 +174,14 @@ def errors_told(errors):
     return errors.read()[-2000:]
 
 
-def guest_follow(qemu, errors, deadline, crash_on):
+def guest_follow(qemu, errors, deadline, silence, crash_on):
     """Read the script's lines until it ends, crashes on purpose, dies or takes too long."""
     lines = []
     pending = b""
     status = None
+    heard = time.monotonic()
     while True:
-        left = deadline - time.monotonic()
+        left = min(deadline, heard + silence) - time.monotonic()
         ready = left > 0 and select.select([qemu.stdout], [], [], min(left, 1.0))[0]
         if not ready:
             # A guest that KVM gives up stands still, and QEMU waits.
@@ -188,6 +191,7 @@ def guest_follow(qemu, errors, deadline, crash_on):
         piece = os.read(qemu.stdout.fileno(), 65536)
         if not piece:
             return ("the guest died" if status is None else status), "\n".join(lines)
+        heard = time.monotonic()
         pending += piece
         *whole, pending = pending.split(b"\n")
         for raw in whole:
