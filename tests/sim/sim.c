@@ -66,6 +66,7 @@ static const char *const count_names[COUNT_LAST] = {
     [COUNT_FOREIGN_LOGS] = "logs as the kernel leaves them",
     [COUNT_FOREIGN_LOGS_FULL] = "of them, without room to begin anew",
     [COUNT_EVERY_MOMENT] = "runs with a crash at every moment",
+    [COUNT_READONLY_VIEWS] = "readonly views after a crash",
 };
 
 /* Below this many histories a promised kind may be missing by chance. */

@@ -32,7 +32,7 @@
      PROMISE(COUNT_CHECKPOINTS) | PROMISE(COUNT_WRAPS) | PROMISE(COUNT_SPACE_WAITS) |              \
      PROMISE(COUNT_RECOVERIES_PARITY) | PROMISE(COUNT_CRASHES) | PROMISE(COUNT_TORN_SECTORS) |     \
      PROMISE(COUNT_CRASHES_IN_RECOVERY) | PROMISE(COUNT_JOURNALS_DROPPED) |                        \
-     PROMISE(COUNT_JOURNAL_READ_ERRORS))
+     PROMISE(COUNT_JOURNAL_READ_ERRORS) | PROMISE(COUNT_READONLY_VIEWS))
 
 const struct sim_mode sim_modes[] = {
     {
@@ -171,6 +171,25 @@ const struct sim_mode sim_modes[] = {
         .promised = PROMISED_JOURNAL | PROMISE(COUNT_RECOVERIES_DATA_ONLY) |
                     PROMISE(COUNT_FOREIGN_LOGS) | PROMISE(COUNT_FOREIGN_LOGS_FULL) |
                     PROMISE(COUNT_EVERY_MOMENT),
+    },
+    {
+        .name = "journal_beyond",
+        .story = "more faults than parity covers, with a journal",
+        .degraded_percent = 30,
+        .death_percent = 50,
+        .latent_percent = 40,
+        .lasting_percent = 20,
+        .read_error_percent = 40,
+        .write_error_percent = 40,
+        .flush_error_percent = 30,
+        .beyond = true,
+        .runs_max = 1,
+        .journal_percent = 100,
+        .journal_loss_percent = 50,
+        .foreign_percent = 30,
+        .promised = PROMISE(COUNT_DEATHS) | PROMISE(COUNT_REQUESTS_FAILED) |
+                    PROMISE(COUNT_JOURNAL_LOSSES) | PROMISE(COUNT_CHECKPOINTS) |
+                    PROMISE(COUNT_WRITE_ERRORS) | PROMISE(COUNT_FLUSH_ERRORS),
     },
     {
         .name = "journal_every",
@@ -1189,6 +1208,9 @@ judge_cut(struct history *history, uint64_t moment, bool adopt)
     if (moment == history->cluster->moment && history->stopped_clean && history->journaled &&
         found.data_only + found.data_parity > 0)
         sim_fail("the array was stopped in good order, and its log is not empty");
+    if (!history->foreign && found.data_only > 0)
+        sim_fail("after a crash at moment %llu the log has data without its parity",
+                 (unsigned long long)moment);
     judge_image(judge, &history->verdict, moment, adopt);
     if (history->verdict.journal_disk >= 0)
         image_undo(history->cluster, &judge->undo);
@@ -1285,6 +1307,25 @@ force_for(const struct verdict *verdict)
 {
     return (verdict->result == -ENODEV ? FORCE_DROP_JOURNAL : 0u) |
            (verdict->dirty && verdict->missing > 0 ? FORCE_DIRTY_DEGRADED : 0u);
+}
+
+/* Before the start: what somebody sees who only looks. */
+static void
+look_main(void *arg)
+{
+    struct history *const history = arg;
+    struct error error;
+
+    if (start(history, true, &error) < 0)
+        sim_fail("a readonly start after a crash fails: %s", error.text);
+    check_started(history);
+    read_everything(history);
+    stop(history);
+    array_destroy(history->array);
+    for (unsigned d = 0; d < history->disks; ++d)
+        history->cluster->disks[d].device.readonly = false;
+    history->cluster->counts[COUNT_READONLY_VIEWS]++;
+    history->stopped_clean = false;
 }
 
 /* --- The end of a history ------------------------------------------------------------------- */
@@ -1406,6 +1447,13 @@ history_run(struct sim_world *world, const struct sim_mode *mode, uint64_t seed)
         history->force = 0;
         power_cut(history);
         cluster->counts[COUNT_RESTARTS]++;
+        if (history->journal != 0 && history->verdict.result == 0 &&
+            random_percent(&history->random, 20)) {
+            history->faulty = 0;
+            faults_clear(history);
+            history->journaled = true;
+            loop_run_task(cluster->loop, look_main, history);
+        }
     }
     if (mode->beyond)
         image_adopt(cluster, &world->image);
