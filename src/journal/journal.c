@@ -396,6 +396,8 @@ journal_append_step(struct journal *journal, struct journal_append *append,
     for (unsigned i = 0; i < step->data_count; ++i) {
         const void *memory = step->data[i].memory;
 
+        if (i + 1 < step->data_count)
+            journal_block_expect(step->data[i + 1].memory);
         entry->pages[entry->writer.block_count] = memory;
         journal_writer_add_data(&entry->writer, step->data[i].array_offset,
                                 journal_checksum(seed, memory, BLOCK_BYTES));
