@@ -32,7 +32,7 @@ enum io_op {
                */
 };
 
-#define IO_VECTORS 16
+#define IO_VECTORS 64
 
 /*
  * One operation on a device, from an io_pool. Fill it, io_submit it, and it goes back to its pool

@@ -19,6 +19,8 @@
 #include <cmocka.h>
 
 #define MS 1000000ull
+/* Room to read again what an I/O wrote whose vectors do not adjoin. */
+#define MEMORY_BYTES (4 * IO_VECTORS * BLOCK_BYTES)
 #define FILE_BYTES                                                                                 \
     (4 * MIB + 1536) /* not a multiple of 4 KiB: sizes are rounded to sectors only                 \
                       */
@@ -105,7 +107,7 @@ struct scene {
     char *path; /* of a file of FILE_BYTES */
     struct device *device;
     struct io_pool pool;
-    char *memory; /* 64 blocks, aligned */
+    char *memory; /* MEMORY_BYTES, aligned */
     char log[64];
     size_t logged;
 };
@@ -161,9 +163,9 @@ scene_begin(void **state, const char *directory, enum kind kind)
     fd = mkstemp(scene->path);
     if (fd < 0 || ftruncate(fd, FILE_BYTES) < 0 || close(fd) < 0)
         return -1;
-    if (posix_memalign((void **)&scene->memory, BLOCK_BYTES, 64 * BLOCK_BYTES) != 0)
+    if (posix_memalign((void **)&scene->memory, BLOCK_BYTES, MEMORY_BYTES) != 0)
         return -1;
-    memset(scene->memory, 0, 64 * BLOCK_BYTES);
+    memset(scene->memory, 0, MEMORY_BYTES);
     return io_pool_init(&scene->pool, scene->loop, 4);
 }
 
@@ -342,11 +344,13 @@ static void
 scatter(void *arg)
 {
     struct scene *const scene = arg;
+    char *const last = scene->memory + 2 * (IO_VECTORS - 1) * BLOCK_BYTES;
+    char *const again = scene->memory + 2 * IO_VECTORS * BLOCK_BYTES;
     struct io_group group;
     struct io *io;
 
     open_claimed(scene);
-    fill(scene->memory, 32 * BLOCK_BYTES, 2);
+    fill(scene->memory, 2 * IO_VECTORS * BLOCK_BYTES, 2);
     io_group_init(&group, scene->loop);
     io = io_take(&scene->pool);
     io->op = IO_WRITE;
@@ -355,20 +359,18 @@ scatter(void *arg)
     for (unsigned i = 0; i < IO_VECTORS; i++) /* every second block: nothing to merge */
         assert_true(io_add(io, scene->memory + 2 * i * BLOCK_BYTES, BLOCK_BYTES));
     assert_int_equal(io->iov_count, IO_VECTORS);
-    assert_false(io_add(io, scene->memory + 40 * BLOCK_BYTES, BLOCK_BYTES));
-    assert_true(io_add(io, scene->memory + 31 * BLOCK_BYTES, BLOCK_BYTES)); /* adjoins the last */
+    assert_false(io_add(io, again, BLOCK_BYTES));
+    assert_true(io_add(io, last + BLOCK_BYTES, BLOCK_BYTES)); /* adjoins the last */
     assert_int_equal(io->iov_count, IO_VECTORS);
-    assert_int_equal(io->length, 17 * BLOCK_BYTES);
+    assert_int_equal(io->length, (IO_VECTORS + 1) * BLOCK_BYTES);
     io_submit(io, scene->device, &group);
     assert_int_equal(io_wait(&group), 0);
-    assert_int_equal(
-        device_read(scene->device, scene->memory + 40 * BLOCK_BYTES, 64 * KIB, 17 * BLOCK_BYTES),
-        0);
+    assert_int_equal(device_read(scene->device, again, 64 * KIB, (IO_VECTORS + 1) * BLOCK_BYTES),
+                     0);
     for (unsigned i = 0; i < IO_VECTORS; i++)
-        assert_memory_equal(scene->memory + 2 * i * BLOCK_BYTES,
-                            scene->memory + (40 + i) * BLOCK_BYTES, BLOCK_BYTES);
-    assert_memory_equal(scene->memory + 31 * BLOCK_BYTES, scene->memory + 56 * BLOCK_BYTES,
-                        BLOCK_BYTES);
+        assert_memory_equal(scene->memory + 2 * i * BLOCK_BYTES, again + i * BLOCK_BYTES,
+                            BLOCK_BYTES);
+    assert_memory_equal(last + BLOCK_BYTES, again + IO_VECTORS * BLOCK_BYTES, BLOCK_BYTES);
 }
 
 static void
