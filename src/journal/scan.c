@@ -352,6 +352,7 @@ scan_entry(struct scanner *scanner)
     entry_count(scanner, &entry);
     entry_tell(scanner, &entry, true);
     scan->seq_next = entry.seq + 1;
+    scan->last_bytes = entry.position_bytes;
     scan->end_bytes = journal_entry_next(&entry, &scanner->geometry);
     scan->end = JOURNAL_END_RING;
     scan->end_has_seq = false;

@@ -38,6 +38,7 @@ enum journal_end {
 struct journal_scan {
     uint64_t ring_bytes;
     uint64_t tail_bytes;
+    uint64_t last_bytes;          /* of the last valid entry */
     uint64_t end_bytes;           /* where the next entry would stand */
     uint64_t seq_first, seq_next; /* of the tail; of what would come next */
     uint64_t entries;             /* valid ones; at least the tail's */

@@ -393,13 +393,32 @@ batch_read(struct batch *batch)
         io_submit(io, recovery->config.device, &batch->reads);
 }
 
+/* The second try, block by block. */
+static task_fn int
+batch_read_again(struct batch *batch)
+{
+    struct recovery *recovery = batch->recovery;
+    int result = 0;
+
+    for (unsigned i = 0; i < batch->count && result == 0; ++i) {
+        const struct journal_record *record = &batch->records[i];
+
+        result = device_read(recovery->config.device, batch_page(batch, record),
+                             recovery->data_offset + records_position(&recovery->records, record),
+                             BLOCK_BYTES);
+    }
+    return result;
+}
+
 /* Until they are read; each must be what it was when the log was scanned. */
 static task_fn int
 batch_verify(struct batch *batch, struct error *error)
 {
     const struct recovery *recovery = batch->recovery;
-    const int result = io_wait(&batch->reads);
+    int result = io_wait(&batch->reads);
 
+    if (result < 0)
+        result = batch_read_again(batch);
     if (result < 0)
         return error_set(error, -EIO, "%s: the journal cannot be read any more: %s",
                          recovery->config.device->name, strerror(-result));
@@ -851,9 +870,16 @@ recovery_restart(struct recovery *recovery, const struct recovery_target *target
          log_blocks + blocks_to_log_again(recovery) + 1 >= recovery->ring_blocks))
         return continue_log(recovery, target, &config, journal, error);
 
+    /* A log that fills the ring ends where it begins: the new beginning would overwrite the entry
+     * that the tail names, and a torn write would leave none there. All is replayed and flushed,
+     * so the tail may name the last entry meanwhile. */
+    if (pos == recovery->log.tail_bytes && recovery->log.last_bytes != pos) {
+        result = target->restart_recorded(target->owner, recovery->log.last_bytes);
+        if (result < 0)
+            return restart_failed(error, result);
+    }
     /* Durable before anything behind it. The old log ends here as it did before: this number is
-     * not the one it expects. (Where the log fills the ring, this is its first block: with nothing
-     * data-only, and replay flushed, nobody needs it any more.) */
+     * not the one it expects. */
     result = empty_entry_write(recovery->config.device, recovery->config.journal,
                                &recovery->geometry, seq, pos, error);
     if (result < 0)
