@@ -412,10 +412,10 @@ write_apply(const struct sim_write *write, uint8_t *disk, struct sim_random *ran
 }
 
 static bool
-read_counts(const struct sim_disk *disk, const struct io *io)
+io_counts(const struct sim_disk *disk, const struct io *io)
 {
-    return disk->faults.read_error_end == 0 ||
-           (io->offset >= disk->faults.read_error_from && io->offset < disk->faults.read_error_end);
+    return disk->faults.error_end == 0 ||
+           (io->offset >= disk->faults.error_from && io->offset < disk->faults.error_end);
 }
 
 static int
@@ -427,7 +427,7 @@ finish_read(struct sim_io *sim_io)
     const uint8_t bad = disk_bad_in(disk, io, false);
 
     cluster->counts[COUNT_DISK_READS]++;
-    if (read_counts(disk, io) && counts_down(&disk->faults.read_error_in)) {
+    if (io_counts(disk, io) && counts_down(&disk->faults.read_error_in)) {
         cluster->counts[COUNT_READ_ERRORS]++;
         return -EIO;
     }
@@ -493,7 +493,7 @@ finish_write(struct sim_io *sim_io)
     } else if (sim_io->io->op == IO_PUNCH && disk->faults.punch_error != 0) {
         cluster->counts[COUNT_PUNCH_REFUSALS]++;
         result = -disk->faults.punch_error;
-    } else if (counts_down(&disk->faults.write_error_in)) {
+    } else if (io_counts(disk, sim_io->io) && counts_down(&disk->faults.write_error_in)) {
         cluster->counts[COUNT_WRITE_ERRORS]++;
         result = -EIO;
     } else if (disk_bad_in(disk, sim_io->io, true) == BAD_LASTING) {

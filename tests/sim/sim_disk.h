@@ -115,7 +115,7 @@ enum sim_count {
 /* What a disk will do wrong. Countdowns: the n-th such operation from now on; 0 = none. */
 struct sim_faults {
     unsigned read_error_in, write_error_in, flush_error_in, death_in;
-    uint64_t read_error_from, read_error_end; /* only reads in there count; 0, 0: all */
+    uint64_t error_from, error_end; /* only reads and writes in there count; 0, 0: all */
     bool flush_drops;                         /* a flush that fails drops what it was for */
     bool punch_refused;
     int punch_error; /* a positive errno: every punch fails with it, done in part; 0: none */

@@ -167,7 +167,7 @@ const struct sim_mode sim_modes[] = {
         .runs_max = 3,
         .journal_percent = 100,
         .foreign_percent = 100,
-        .every_percent = 8,
+        .every_percent = 5,
         .promised = PROMISED_JOURNAL | PROMISE(COUNT_RECOVERIES_DATA_ONLY) |
                     PROMISE(COUNT_FOREIGN_LOGS) | PROMISE(COUNT_FOREIGN_LOGS_FULL) |
                     PROMISE(COUNT_EVERY_MOMENT),
@@ -822,12 +822,16 @@ faults_arm(struct history *history)
         if (!(history->faulty >> d & 1))
             continue;
         if (history->journal == 1u << d) {
-            /* A dead one takes with it what only it has, should the power be cut while a member
-             * fails too: more than is promised. */
+            /* A dead one, or one whose superblock cannot be written, takes with it what only it
+             * has, should the power be cut while a member fails too: more than is promised. */
             const bool alone = history->faulty == history->journal;
             unsigned *const faults[] = {&disk->faults.write_error_in, &disk->faults.flush_error_in,
                                         &disk->faults.death_in};
 
+            if (!alone) {
+                disk->faults.error_from = DATA_OFFSET_MIN;
+                disk->faults.error_end = DATA_OFFSET_MIN + history->ring_blocks * BLOCK_BYTES;
+            }
             *faults[random_below(random, alone ? 3 : 2)] =
                 (unsigned)random_between(random, 1, span);
             continue;
@@ -999,9 +1003,9 @@ journal_read_error_arm(struct history *history)
 
     if (!history->journaled || !random_percent(&history->random, 25))
         return;
-    faults->read_error_from = DATA_OFFSET_MIN;
-    faults->read_error_end = DATA_OFFSET_MIN + history->ring_blocks * BLOCK_BYTES;
-    faults->read_error_in = 1;
+    faults->error_from = DATA_OFFSET_MIN;
+    faults->error_end = DATA_OFFSET_MIN + history->ring_blocks * BLOCK_BYTES;
+    faults->read_error_in = (unsigned)random_between(&history->random, 1, 5);
 }
 
 static void
@@ -1016,7 +1020,7 @@ journal_started(struct history *history)
         sim_fail("the array does not use its journal");
     counts[COUNT_RECOVERIES_PARITY] += status.recovery.data_parity_stripes > 0;
     counts[COUNT_RECOVERIES_DATA_ONLY] += status.recovery.data_only_stripes > 0;
-    if (faults->read_error_end != 0 && faults->read_error_in == 0)
+    if (faults->error_end != 0 && faults->read_error_in == 0)
         counts[COUNT_JOURNAL_READ_ERRORS]++;
     *faults = (struct sim_faults){0};
 }

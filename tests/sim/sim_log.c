@@ -244,7 +244,8 @@ log_recover(struct judge *judge, const struct verdict *verdict, struct log_found
 
 /* --- Making a log --------------------------------------------------------------------------- */
 
-#define HOT_STRIPES 10u
+#define HOT_STRIPES  10u
+#define NOTHING_OPEN 2u
 
 struct maker {
     struct judge *judge;
@@ -364,7 +365,7 @@ flush_add(struct maker *maker)
 static uint64_t
 reserve(const struct maker *maker)
 {
-    uint64_t blocks = 2;
+    uint64_t blocks = NOTHING_OPEN;
 
     for (unsigned h = 0; h < maker->hot_count; ++h) {
         const unsigned distinct = (unsigned)__builtin_popcount(maker->open[h]);
@@ -528,6 +529,12 @@ log_make(struct judge *judge, const struct log_make *make, const struct superblo
         entries_add(&maker);
     }
     if (maker.used == 0) {
+        entry_begin(&maker);
+        entry_end(&maker);
+    }
+    /* To the last block: one entry that means nothing may have taken the one that stays free. */
+    while (make->foreign && make->full && reserve(&maker) == NOTHING_OPEN &&
+           maker.used < make->ring_blocks) {
         entry_begin(&maker);
         entry_end(&maker);
     }

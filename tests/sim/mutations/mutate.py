@@ -7,7 +7,8 @@
 A mutation replaces exact pieces of source text in copies of a few files. The copies are compiled
 and linked in front of the libraries of the build, so that they take the place of the originals.
 The test passes when the simulator fails with a message of the right kind within the given number
-of histories, or one test of test_sim_states.c does where a mutation names that instead of a mode.
+of histories, or one test of test_sim_states.c or test_sim_journal.c does where a mutation names
+that instead of a mode.
 A piece of text that is not found exactly once is an error: the engine has changed,
 and the mutation has to be brought up to date.
 """
@@ -21,8 +22,11 @@ import tempfile
 WRONG_DATA = r"FAIL: (wrong data|after a crash .* has )"
 WRONG_PARITY = r"FAIL: .*parity .*(not agree|does not)|FAIL: .* does not agree"
 EITHER = f"({WRONG_DATA}|{WRONG_PARITY})"
+LOST = EITHER + r"|FAIL: after a crash .* is a mixture|FAIL: L1: "
 STATE = "state "  # in front of the test's name
-FAILED_TEST = r"test_sim_states\.c:\d+: error|holds 0x"
+STORY = "journal-story "
+PROGRAMS = {STATE: "test_sim_states.c", STORY: "test_sim_journal.c"}
+FAILED_TEST = r"test_sim_(states|journal)\.c:\d+: error|holds 0x"
 
 # name: (the rule it breaks, mode, histories, expected message, {file: [(old, new), ...]})
 MUTATIONS = {
@@ -140,6 +144,204 @@ MUTATIONS = {
         "a bitmap that superblocks were updated without says nothing",
         STATE + "bitmap_limits_the_resync", 1, FAILED_TEST,
         {"format/bitmap.c": [(" || header->events < sb->events;", ";")]}),
+    "no_journal_flush_before_member_writes": (
+        "J2: between an entry and the members stands a flush of the journal",
+        "journal", 3000, LOST,
+        {"journal/journal.c": [
+            ("    if (journal->config.device->volatile_cache) {\n        const int result",
+             "    if (false) {\n        const int result"),
+        ]}),
+    "acknowledged_out_of_order": (
+        "J1: an entry that completes early waits for those before it",
+        "journal", 3000, LOST + "|contract C2",
+        {"journal/journal.c": [
+            ("        result = io_wait(&entry->ios);\n",
+             "        while (entry->next != NULL && entry->next->state == ENTRY_SUBMITTED)\n"
+             "            entry = entry->next;\n"
+             "        result = io_wait(&entry->ios);\n"),
+        ]}),
+    "members_not_flushed_before_the_tail_moves": (
+        "J4: the members are flushed before the tail passes what is on them",
+        "journal", 3000, LOST,
+        {"journal/journal.c": [
+            ("    result = journal->config.flush_members(journal->config.owner);\n",
+             "    result = 0;\n"),
+        ]}),
+    "superblock_written_after_the_space_is_reused": (
+        "J4: space is free when the superblock with the new tail is durable",
+        "journal", 3000, LOST,
+        {"journal/journal.c": [
+            ("    result = journal->config.record_tail(journal->config.owner, target);\n",
+             "    journal->used_blocks -= ring_blocks_between(journal, journal->tail, target);\n"
+             "    journal->tail = target;\n"
+             "    space_grant(journal);\n"
+             "    result = journal->config.record_tail(journal->config.owner, target);\n"),
+        ]}),
+    "seq_not_advanced_after_recovery": (
+        "V3: a new log begins beyond every number that can stand in the ring",
+        STORY + "dropped_entries_never_come_back", 1, FAILED_TEST,
+        {"recovery/recovery.c": [
+            ("    return last + max_u64(SEQ_JUMP_MIN, recovery->ring_blocks + 1);\n",
+             "    return last;\n"),
+        ]}),
+    "seq_at_the_end_is_not_looked_at": (
+        "V3: what stands at the end of the log may have a number of its own",
+        STORY + "new_log_begins_beyond_what_stands_at_its_end", 1, FAILED_TEST,
+        {"recovery/recovery.c": [
+            ("log->end_has_seq ? max_u64(log->seq_next, log->end_seq) : log->seq_next",
+             "log->seq_next"),
+        ]}),
+    "tail_put_where_no_valid_entry_stands": (
+        "J4: the tail names an entry that is durable",
+        "journal", 3000, LOST,
+        {"journal/journal.c": [
+            ("    if (first != NULL && first->state == ENTRY_DURABLE) {", "    if (first != NULL) {"),
+        ]}),
+    "read_error_taken_for_the_end_of_the_log": (
+        "K1: an error is no end",
+        STORY + "unreadable_log_refuses_the_start", 1, FAILED_TEST,
+        {"journal/scan.c": [
+            ("    if (result == -EIO)\n        return result;\n    scan->end_has_seq",
+             "    if (result == -EIO)\n        return 0;\n    scan->end_has_seq"),
+            ("    result = entry_look(scanner, &entry, &bad_count, &bad_first);\n",
+             "    result = entry_look(scanner, &entry, &bad_count, &bad_first);\n"
+             "    if (result == -EIO)\n        return 0;\n"),
+        ]}),
+    "log_not_read_a_second_time": (
+        "K1: the second try may work",
+        "journal", 300, r"the start comes to -5",
+        {"journal/scan.c": [
+            ("    if (window->failed)\n        return device_read(",
+             "    if (window->failed)\n        return -EIO;\n"
+             "    if (window->failed)\n        return device_read("),
+        ]}),
+    "logged_again_over_the_old_log": (
+        "V4: a log that has no room for a new beginning goes on",
+        "journal_log", 2000, LOST + r"|the start comes to",
+        {"recovery/recovery.c": [
+            ("    if (recovery->counts.open_blocks > 0 &&\n        (pos == recovery",
+             "    if (false &&\n        (pos == recovery"),
+        ]}),
+    "page_changed_while_it_is_logged": (
+        "J7: what is being logged does not change",
+        "journal", 300, LOST,
+        {"stripe/run.c": [
+            ("    return journal_append_step(engine->journal, append, &step);\n",
+             "    const int result = journal_append_step(engine->journal, append, &step);\n\n"
+             "    *(uint8_t *)(uintptr_t)step.p ^= 1;\n"
+             "    return result;\n"),
+            ("    waited = journal_append_wait(run->engine->journal, append);\n",
+             "    waited = journal_append_wait(run->engine->journal, append);\n"
+             "    for (; logged != 0; logged &= logged - 1) {\n"
+             "        const unsigned s = (unsigned)__builtin_ctzll(logged);\n\n"
+             "        *run->new_block[block_at(run, plan_shape(&run->plan, s)->p, s)] ^= 1;\n"
+             "    }\n"),
+            ("    int result = 0, waited;\n\n    journal_append_begin",
+             "    int result = 0, waited;\n    uint64_t logged = stripes;\n\n"
+             "    journal_append_begin"),
+        ]}),
+    "flush_of_the_journal_retried_into_success": (
+        "J6: a flush that fails may have lost what it was for",
+        STORY + "flush_of_the_journal_that_fails_is_the_end_of_it", 1, FAILED_TEST,
+        {"journal/journal.c": [
+            ("        const int result = device_flush(journal->config.device);\n",
+             "        int result = device_flush(journal->config.device);\n\n"
+             "        if (result < 0)\n"
+             "            result = device_flush(journal->config.device);\n"),
+        ]}),
+    "parity_in_another_entry_than_its_data": (
+        "J3: what a stripe adds stands in one entry",
+        "journal", 3000, r"FAIL: after a crash .* data without its parity",
+        {"journal/journal.c": [
+            ("    return blocks + min_u64(metas, stripes);\n",
+             "    return min_u64(blocks + 2 * stripes, max_u64(blocks + min_u64(metas, stripes),\n"
+             "                                                 journal_reserve_max(journal)));\n"),
+            ("        uint32_t checksums[JOURNAL_PARITY_COUNT_MAX];\n\n",
+             "        uint32_t checksums[JOURNAL_PARITY_COUNT_MAX];\n\n"
+             "        if (step->data_count > 0 && append->slots > 0 && append->reserved > 0) {\n"
+             "            entry_close(journal);\n"
+             "            journal->used_blocks -= parities;\n"
+             "            append->reserved += parities;\n"
+             "            journal->reserved_blocks += parities;\n"
+             "            entry = entry_for_step(journal, append, bytes, parities);\n"
+             "            append->reserved -= parities;\n"
+             "            journal->reserved_blocks -= parities;\n"
+             "            journal->used_blocks += parities;\n"
+             "        }\n"),
+        ]}),
+    "members_written_after_a_failed_journal_write": (
+        "E6: nothing of a stripe goes to a member if the log fails",
+        STORY + "failed_journal_is_struck_off_and_nothing_is_lost", 1, FAILED_TEST,
+        {"stripe/run.c": [
+            ("    if (journal != NULL && log_stripes(run, &append, parity_stripes, reserved) < 0) {",
+             "    if (journal != NULL && log_stripes(run, &append, parity_stripes, reserved) < 0 &&\n"
+             "        !journal_failed(journal)) {"),
+        ]}),
+    "punched_past_a_live_entry": (
+        "E8: what the log holds would come back",
+        "journal", 3000, LOST,
+        {"stripe/request.c": [
+            ("    if (engine->journal != NULL)\n        return false; /* E8 */\n", ""),
+        ]}),
+    "recovery_trusts_a_length": (
+        "J1 of the format: every length and place on disk is hostile until it is checked",
+        STORY + "entry_that_makes_no_sense_refuses_the_start", 1,
+        FAILED_TEST + "|Assertion|sanitizer|exited",
+        {"format/journal_entry.c": [
+            ("    return sector % BLOCK_SECTORS == 0 && sector / BLOCK_SECTORS < limit_bytes / "
+             "BLOCK_BYTES;\n", "    (void)limit_bytes;\n    return sector % BLOCK_SECTORS == 0;\n"),
+        ]}),
+    "entries_after_a_bad_one_are_applied": (
+        "the log ends at the first entry that is not whole",
+        "journal_log", 300, LOST,
+        {"journal/scan.c": [
+            ("        ++scanner->scan->torn_follows;\n        entry_tell(scanner, entry, false);\n",
+             "        ++scanner->scan->torn_follows;\n        entry_tell(scanner, entry, true);\n"),
+        ]}),
+    "replay_skips_an_older_cycle": (
+        "R1: complete cycles are replayed, whatever stands above them",
+        "journal_log", 300, LOST,
+        {"journal/records.c": [
+            ("        cycles->open_count += cycles->open[m].distance == 0;\n",
+             "        if (cycles->open_count == 0)\n"
+             "            memset(cycles->complete, 0, sizeof cycles->complete);\n"
+             "        cycles->open_count += cycles->open[m].distance == 0;\n"),
+        ]}),
+    "flush_records_of_the_log_are_believed": (
+        "R3: a FLUSH record may be older than what it speaks of",
+        "journal_log", 300, LOST,
+        {"journal/records.c": [
+            ("        record_add(records, place.member_offset / BLOCK_BYTES, place.member, distance,\n",
+             "        record_add(records, place.member_offset / BLOCK_BYTES, place.member, distance,\n"),
+            ("    /* R3: FLUSH means nothing. */\n",
+             "    if (payload->type == JOURNAL_FLUSH)\n"
+             "        for (uint32_t i = 0; i < payload->stripe_count; ++i)\n"
+             "            for (size_t r = 0; r < records->count; ++r)\n"
+             "                if (record_stripe(&records->all[r]) ==\n"
+             "                    journal_flush_stripe(payload, i) / BLOCK_BYTES)\n"
+             "                    records->all[r--] = records->all[--records->count];\n"),
+        ]}),
+    "old_log_not_zeroed_behind_its_end": (
+        "V4: what stands behind the end could be taken for what follows",
+        "journal_log", 6000, LOST,
+        {"recovery/recovery.c": [
+            ("    while (at != recovery->log.tail_bytes && result == 0) {",
+             "    while (false) {"),
+        ]}),
+    "resync_recorded_before_the_log_has_passed": (
+        "progress of a resync is recorded when the tail has passed what it mended",
+        "journal", 6000, LOST,
+        {"array/array.c": [
+            ("    if (array->journal != NULL && journal_checkpoint(array->journal) < 0)\n"
+             "        return;\n", ""),
+        ]}),
+    "failed_journal_falls_behind_before_it_is_emptied": (
+        "B5: a crash needs it while the members are being written",
+        "journal_storm", 12000, LOST,
+        {"array/superblocks.c": [
+            ("        return !array->journal_struck_off && !array->journal_unwritable; /* B5 */\n",
+             "        return !array->journal_failed;\n"),
+        ]}),
 }
 
 
@@ -160,8 +362,8 @@ def main():
     rule, mode, histories, expected, files = MUTATIONS[name]
     print(f"{name}: breaks '{rule}'")
     with tempfile.TemporaryDirectory(prefix="stripelog-mutation-") as place:
-        in_state = mode.startswith(STATE)
-        main_file = "test_sim_states.c" if in_state else "sim.c"
+        prefix = next((p for p in PROGRAMS if mode.startswith(p)), "")
+        main_file = PROGRAMS.get(prefix, "sim.c")
         sources = [f"{source}/tests/sim/{main_file}"]
         for path, replacements in files.items():
             with open(f"{source}/src/{path}", encoding="utf-8") as original:
@@ -175,9 +377,9 @@ def main():
         subprocess.run(
             [*compiler.split(), "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-w", *includes, "-o", program,
              *sources, "-Wl,--start-group", *libraries, "-Wl,--end-group"]
-            + ["-lcmocka"] * in_state, check=True, cwd=build)
-        command = [program, mode.removeprefix(STATE)]
-        if not in_state:
+            + ["-lcmocka"] * bool(prefix), check=True, cwd=build)
+        command = [program, mode.removeprefix(prefix)]
+        if not prefix:
             command = [program, "--mode", mode, "--histories", str(histories)]
         run = subprocess.run(command, capture_output=True, text=True, check=False,
                              env={**os.environ, "CMOCKA_TEST_ABORT": "1"})
