@@ -263,6 +263,7 @@ struct maker {
     unsigned hot_count;
     unsigned open[HOT_STRIPES]; /* members with open data, by bits */
     bool cycled[HOT_STRIPES];
+    bool tight;
     /* What the stripe is after all that was logged; and what its complete cycles come to. */
     _Alignas(BLOCK_BYTES) uint8_t now[HOT_STRIPES][SIM_MEMBERS_MAX][BLOCK_BYTES];
     _Alignas(BLOCK_BYTES) uint8_t cycle[HOT_STRIPES][SIM_MEMBERS_MAX][BLOCK_BYTES];
@@ -361,7 +362,9 @@ flush_add(struct maker *maker)
     maker->writer.at_bytes += 8 + 8 * stripes;
 }
 
-/* What has to stay free, so that any recovery finds room (journal specification, section 8). */
+/* What has to stay free, so that any recovery finds room for data and parity of open cycles
+ * (journal specification, section 8); or, as the kernel may leave it, only for the parity: then the
+ * old log has to go on. */
 static uint64_t
 reserve(const struct maker *maker)
 {
@@ -371,8 +374,9 @@ reserve(const struct maker *maker)
         const unsigned distinct = (unsigned)__builtin_popcount(maker->open[h]);
 
         if (distinct > 0)
-            blocks += 1 + (distinct > maker->geometry.parity_count ? distinct
-                                                                   : maker->geometry.parity_count);
+            blocks += 1 + (distinct > maker->geometry.parity_count && !maker->tight
+                               ? distinct
+                               : maker->geometry.parity_count);
     }
     return blocks;
 }
@@ -514,6 +518,7 @@ log_make(struct judge *judge, const struct log_make *make, const struct superblo
     maker.judge = judge;
     maker.make = make;
     maker.random = random;
+    maker.tight = make->full && random_percent(random, 60);
     maker.ring = judge->cluster->disks[make->disk].stable + make->data_offset;
     journal_geometry_init(&maker.geometry, sb);
     if (maker.geometry.ring_bytes != make->ring_blocks * BLOCK_BYTES)

@@ -442,6 +442,56 @@ failed_journal_is_struck_off_and_nothing_is_lost(void **state)
     restart(s);
 }
 
+/* Whole cycles of zeros, so many that the meta block is longer than a sector. Returns its blocks.
+ */
+static unsigned
+entry_of_zeros(struct story *s, unsigned block, uint64_t seq)
+{
+    static const uint8_t zeros[BLOCK_BYTES];
+    const uint32_t sum = journal_checksum(s->geometry.checksum_seed, zeros, BLOCK_BYTES);
+    const unsigned in_chunk = CHUNK_BYTES / BLOCK_BYTES, stripes = 9;
+    struct journal_writer writer;
+
+    journal_writer_init(&writer, ring_block(s, block), seq, (uint64_t)block * BLOCK_BYTES);
+    for (unsigned i = 0; i < stripes; ++i) {
+        for (unsigned d = 0; d < MEMBERS - 1; ++d)
+            journal_writer_add_data(&writer,
+                                    (i / in_chunk * (MEMBERS - 1) + d) * CHUNK_BYTES +
+                                        (uint64_t)(i % in_chunk) * BLOCK_BYTES,
+                                    sum);
+        journal_writer_add_parity(&writer, (uint64_t)i * BLOCK_BYTES, 1, &sum);
+    }
+    assert_true(writer.at_bytes > SECTOR_BYTES);
+    journal_writer_finish(&writer, s->geometry.checksum_seed);
+    return 1 + writer.block_count;
+}
+
+/* An empty entry took the last block of the ring, and the power went: the log ends where it begins.
+ * The power goes again at each moment of the recovery. */
+static void
+full_ring_is_begun_anew_whatever_the_moment(void **state)
+{
+    struct story *const s = *state;
+    uint64_t end = 1;
+
+    for (uint64_t moment = 1; moment <= end; ++moment)
+        for (unsigned tear = 0; tear < TEAR_LAST; ++tear) {
+            array_make(s);
+            s->random.state = moment;
+            for (unsigned b = entry_of_zeros(s, 0, SEQ), seq = 1; b < RING_BLOCKS; ++b, ++seq)
+                entry_empty(s, b, SEQ + seq);
+            array_put(s);
+            play(s, sees_zeros);
+            assert_int_equal(s->started, 0);
+            end = s->cluster.moment;
+            image_build(&s->cluster, &s->image, moment, (enum sim_tear)tear, &s->random);
+            image_adopt(&s->cluster, &s->image);
+            play(s, sees_zeros);
+            assert_int_equal(s->started, 0);
+            restart(s);
+        }
+}
+
 static void
 writes_while_the_flush_fails(struct story *s)
 {
@@ -479,6 +529,7 @@ main(int argc, char **argv)
         STORY(tail_without_an_entry_refuses_the_start),
         STORY(each_start_adds_two_events),
         STORY(failed_journal_is_struck_off_and_nothing_is_lost),
+        STORY(full_ring_is_begun_anew_whatever_the_moment),
         STORY(flush_of_the_journal_that_fails_is_the_end_of_it),
     };
 

@@ -222,6 +222,13 @@ MUTATIONS = {
             ("    if (recovery->counts.open_blocks > 0 &&\n        (pos == recovery",
              "    if (false &&\n        (pos == recovery"),
         ]}),
+    "new_beginning_over_the_entry_at_the_tail": (
+        "V2: the tail names a valid entry at any moment of a recovery",
+        STORY + "full_ring_is_begun_anew_whatever_the_moment", 1, FAILED_TEST,
+        {"recovery/recovery.c": [
+            ("    if (pos == recovery->log.tail_bytes && recovery->log.last_bytes != pos) {",
+             "    if (false) {"),
+        ]}),
     "page_changed_while_it_is_logged": (
         "J7: what is being logged does not change",
         "journal", 300, LOST,
@@ -311,8 +318,6 @@ MUTATIONS = {
         "R3: a FLUSH record may be older than what it speaks of",
         "journal_log", 300, LOST,
         {"journal/records.c": [
-            ("        record_add(records, place.member_offset / BLOCK_BYTES, place.member, distance,\n",
-             "        record_add(records, place.member_offset / BLOCK_BYTES, place.member, distance,\n"),
             ("    /* R3: FLUSH means nothing. */\n",
              "    if (payload->type == JOURNAL_FLUSH)\n"
              "        for (uint32_t i = 0; i < payload->stripe_count; ++i)\n"
