@@ -139,11 +139,14 @@ backend_wait(void *self, uint64_t deadline_ns)
     (void)deadline_ns;
 }
 
+/* It passes with each look, so that sleeps end. */
 static uint64_t
 backend_time(void *self)
 {
+    static uint64_t now;
+
     (void)self;
-    return 1;
+    return ++now;
 }
 
 static void
