@@ -1,5 +1,5 @@
 /*
- * cmd_recover.c: bring an array to rest: its journal recovered, or its resync done; no server.
+ * cmd_recover.c: bring an array to rest: its journal recovered, and its resync done; no server.
  *
  * Or, without writing to the devices, say what that would do, or copy what it would leave into a
  * file: then the array is started readonly, and shows itself as a recovery would leave it.
@@ -24,8 +24,8 @@
 static const char help[] =
     "Usage: stripelog recover [OPTION ...] DEVICE ...\n"
     "\n"
-    "Assembles the array whose members the devices are, in any order, recovers its journal\n"
-    "(or, without one, resyncs it if it was not shut down), and stops it clean.\n"
+    "Assembles the array whose members the devices are, in any order, recovers its journal,\n"
+    "resyncs it if its parity is in doubt, and stops it clean.\n"
     "\n"
     "Options:\n"
     "  --dry-run         write nothing; say what would be done\n"
@@ -245,8 +245,7 @@ print_json(const struct recover *recover, const struct array_status *status)
         for (size_t at = 0; records && at < records->count;)
             json_array_append_new(stripes, log_stripe_json(status->geometry, records, &at));
         json_object_set_new(json, "stripes", stripes);
-        json_object_set_new(json, "resync_needed",
-                            json_boolean(status->assembly->dirty && !status->recovered));
+        json_object_set_new(json, "resync_needed", json_boolean(status->assembly->dirty));
     }
     return json_print(json);
 }
@@ -265,6 +264,8 @@ print_result(const struct recover *recover, const struct array_status *status)
                      status->recovery.data_only_stripes, would, status->log.entries);
     if (!status->recovered && status->assembly->dirty)
         (void)printf("the array was not shut down: parity %smade to agree\n", would);
+    if (status->recovered && status->assembly->dirty)
+        (void)printf("parity was in doubt: it %smade to agree\n", recover->dry_run ? would : "was ");
     if (!status->recovered && !status->assembly->dirty)
         (void)printf("the array was clean: nothing %sdone\n", would);
     if (recover->to)
@@ -294,7 +295,13 @@ recover_array(struct recover *recover)
             return r;
     }
     array_status(recover->array, &status);
-    if (!status.readonly && !status.journaled && !array_resync_wait(recover->array))
+    if (recover->dry_run && status.assembly->journal_expected && !status.recovered &&
+        !(recover->force & FORCE_DROP_JOURNAL))
+        return error_set(&recover->error, -ENODEV,
+                         "name the journal device too; or --force=drop-journal goes on without it "
+                         "and loses what only it has\n"
+                         "recovery is not possible without the journal");
+    if (!status.readonly && !array_resync_wait(recover->array))
         return error_set(&recover->error, -EIO, "the resync could not be finished");
     r = array_stop(recover->array);
     if (r < 0)

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Journals at the start: logs that leave little room, and starts that give up what a log held."""
 
+import json
 import os
 import struct
 
-from harness import KIB, MIB, Server, expect, main, stripelog
+from harness import (KIB, MIB, RESYNC_DONE, Server, create, expect, images_make, main, refused, resync_offset, stripelog,
+                     unchanged)
 from test_journal import BLOCK, Ring, crc32c, journaled_new
 
 CHUNK = 64 * KIB
@@ -53,7 +55,7 @@ def full_log_of_data_only_stripes_makes_room_for_itself(work):
     With hardly a block free the log goes on, and the tail moves again and again while stripes are
     written out. Where the tail stood at first their parity soon stands: nobody may look for entries there.
     """
-    for free, stripes_per_entry in ((24, 3), (60, 1), (4, 1)):
+    for free, stripes_per_entry in ((24, 3), (4, 1)):
         members, journal = journaled_new(work, members=3, size=32 * MIB, journal_size=6 * MIB,
                                          prefix=f"m{free}-{stripes_per_entry}-")
         content = data_only_fill(Ring(journal), free, stripes_per_entry)
@@ -63,7 +65,37 @@ def full_log_of_data_only_stripes_makes_room_for_itself(work):
         os.unlink(journal)
 
 
+# --- what recover promises ---
+
+
+def recover_resyncs_an_array_with_a_journal_too(work):
+    """Exit status 0 says that the array is clean: also one that was never served since it was made."""
+    members, journal = images_make(work, 4, 8 * MIB), images_make(work, 1, 8 * MIB, "journal")[0]
+    create(members, f"--write-journal={journal}", level=6)
+    expect(resync_offset(members[0]) == 0, "a new RAID-6 has no parity yet")
+    planned = stripelog("recover", "--dry-run", "--json", *members, journal)
+    expect(planned.returncode == 0 and json.loads(planned.stdout)["resync_needed"], f"dry-run: {planned.stdout}")
+    recovered = stripelog("recover", *members, journal)
+    expect(recovered.returncode == 0, f"recover: {recovered.returncode} {recovered.stderr}")
+    expect(resync_offset(members[0]) == RESYNC_DONE, "recover left parity in doubt")
+    with unchanged(members + [journal]):
+        planned = stripelog("recover", "--dry-run", "--json", *members, journal)
+        expect(not json.loads(planned.stdout)["resync_needed"], f"dry-run: {planned.stdout}")
+
+
+def a_dry_run_without_the_journal_is_refused_as_recover_is(work):
+    members, journal = journaled_new(work)
+    for arguments in (("recover", "--dry-run", *members), ("recover", *members)):
+        message = refused(members, *arguments)
+        expect("drop-journal" in message, f"it says not what can be done: {message}")
+    forced = stripelog("recover", "--dry-run", "--json", "--force=drop-journal", *members)
+    expect(forced.returncode == 0 and json.loads(forced.stdout)["resync_needed"], f"{forced.stdout}{forced.stderr}")
+    expect(os.path.exists(journal), "the journal")
+
+
 if __name__ == "__main__":
     main(
+        recover_resyncs_an_array_with_a_journal_too,
+        a_dry_run_without_the_journal_is_refused_as_recover_is,
         full_log_of_data_only_stripes_makes_room_for_itself,
     )
