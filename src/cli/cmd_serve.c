@@ -473,7 +473,11 @@ serve_on_loop(struct serve *serve)
                      &serve->error);
     if (r < 0)
         return command_failed(COMMAND, &serve->error);
+    /* Recovery may take hours. Nothing is public yet, and a start that is cut off is as good as one
+     * that a crash cut off, so nobody has to wait for its end. */
+    signals_end_us();
     loop_run_task(serve->loop, start_array, serve);
+    signals_hold();
     if (serve->result < 0) {
         devices_close(serve->loop, serve->devices, serve->count);
         return command_failed(COMMAND, &serve->error);

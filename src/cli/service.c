@@ -186,6 +186,28 @@ signals_open(struct error *error)
     return fd;
 }
 
+static void
+signals_mask(int how)
+{
+    sigset_t set;
+
+    stop_signals(&set);
+    if (pthread_sigmask(how, &set, NULL) != 0)
+        assert(!"these signals exist");
+}
+
+void
+signals_end_us(void)
+{
+    signals_mask(SIG_UNBLOCK);
+}
+
+void
+signals_hold(void)
+{
+    signals_mask(SIG_BLOCK);
+}
+
 int
 signals_take(int fd)
 {

@@ -30,6 +30,9 @@ int default_socket(const char *uuid, char *path, size_t bytes, struct error *err
 /* Blocks SIGTERM and SIGINT, and returns a descriptor that is readable when one came. Before any
  * thread is made. */
 int signals_open(struct error *error) must_check;
+/* For the calling thread: until the second they end the process, as they do by themselves. */
+void signals_end_us(void);
+void signals_hold(void);
 /* Takes one; 0 if there is none. */
 int signals_take(int fd);
 

@@ -4,11 +4,14 @@
 
 import json
 import os
+import signal
 import struct
+import subprocess
+import time
 
-from harness import (KIB, MIB, RESYNC_DONE, Server, create, expect, images_make, main, refused, resync_offset, stripelog,
-                     unchanged)
-from test_journal import BLOCK, Ring, crc32c, journaled_new
+from harness import (KIB, MIB, RESYNC_DONE, STRIPELOG, Server, create, expect, images_make, main, refused,
+                     resync_offset, stripelog, unchanged)
+from test_journal import BLOCK, Ring, crc32c, field, journaled_dirty, journaled_new
 
 CHUNK = 64 * KIB
 
@@ -65,6 +68,42 @@ def full_log_of_data_only_stripes_makes_room_for_itself(work):
         os.unlink(journal)
 
 
+def a_start_ends_by_a_signal(work):
+    """
+    A recovery can take hours, and whoever wants it to end shall not have to kill it. Here it waits to
+    tell what it recovered, into a pipe that is full.
+    """
+    members, journal, _ = journaled_dirty(work)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, bytes(KIB))
+    except BlockingIOError:
+        pass
+    os.set_blocking(writer, True)
+    process = subprocess.Popen([STRIPELOG, "serve", f"--socket={work}/s", *members, journal], stderr=writer,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 30
+        # The log has begun anew when the journal's superblock counts two events more.
+        events = field(journal, "events")
+        while field(journal, "events") < events + 2:
+            expect(time.monotonic() < deadline, "no recovery")
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        expect(process.wait(20) == -signal.SIGTERM, f"it ended with {process.returncode}")
+        expect(process.stdout.read() == b"", "it was ready")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        os.close(reader)
+        os.close(writer)
+    recovered = stripelog("recover", *members, journal)
+    expect(recovered.returncode == 0, f"recover: {recovered.returncode} {recovered.stderr}")
+
+
 # --- what recover promises ---
 
 
@@ -95,6 +134,7 @@ def a_dry_run_without_the_journal_is_refused_as_recover_is(work):
 
 if __name__ == "__main__":
     main(
+        a_start_ends_by_a_signal,
         recover_resyncs_an_array_with_a_journal_too,
         a_dry_run_without_the_journal_is_refused_as_recover_is,
         full_log_of_data_only_stripes_makes_room_for_itself,
