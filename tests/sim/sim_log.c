@@ -381,9 +381,9 @@ reserve(const struct maker *maker)
     return blocks;
 }
 
-/* One step of a stripe into the entry: at most members blocks. */
+/* One step of a stripe into the entry, with at most so many blocks of data. */
 static void
-step_add(struct maker *maker)
+step_add(struct maker *maker, uint64_t most)
 {
     const struct geometry *const geometry = &maker->judge->geometry;
     const unsigned h = (unsigned)random_below(maker->random, maker->hot_count);
@@ -396,7 +396,7 @@ step_add(struct maker *maker)
     }
     geometry_row(geometry, maker->hot[h] * BLOCK_BYTES >> geometry->chunk_shift, &row);
     if (dice < 85) {
-        const uint64_t count = random_between(maker->random, 1, geometry->data_members);
+        const uint64_t count = random_between(maker->random, 1, most);
 
         for (uint64_t i = 0; i < count; ++i)
             data_add(
@@ -408,22 +408,36 @@ step_add(struct maker *maker)
         parity_add(maker, h);
 }
 
+/* How many blocks of data a step may have that has so many blocks for what it adds to the log, and
+ * to what must stay free. */
+static uint64_t
+step_data_max(const struct maker *maker, uint64_t blocks)
+{
+    const uint64_t parity = 2 * (uint64_t)maker->geometry.parity_count + 1;
+    const uint64_t data = blocks > parity ? blocks - parity : 0;
+
+    return min_u64(maker->tight ? data : data / 2, maker->judge->geometry.data_members);
+}
+
 static void
 entries_add(struct maker *maker)
 {
-    const struct geometry *const geometry = &maker->judge->geometry;
     const uint64_t ring = maker->make->ring_blocks;
     const uint64_t limit = maker->make->full ? ring : random_between(maker->random, 1, ring);
 
     while (maker->used < limit) {
-        const uint64_t steps = random_below(maker->random, 4); /* none: an empty entry */
+        const uint64_t taken = maker->used + reserve(maker) + 1;
+        uint64_t steps = random_below(maker->random, 4), most = 0; /* none: an empty entry */
 
-        /* What they add to the log, and to what must stay free. */
-        if (maker->used + reserve(maker) + 1 + steps * (2 * geometry->members + 2) > ring)
+        if (taken > ring)
+            return;
+        while (steps > 0 && (most = step_data_max(maker, (ring - taken) / steps)) == 0)
+            --steps;
+        if (steps == 0 && maker->make->full && random_percent(maker->random, 60))
             return;
         entry_begin(maker);
         for (uint64_t i = 0; i < steps; ++i)
-            step_add(maker);
+            step_add(maker, most);
         entry_end(maker);
     }
 }

@@ -492,6 +492,48 @@ full_ring_is_begun_anew_whatever_the_moment(void **state)
         }
 }
 
+/* Data without parity, eight blocks of it, and room for less: it cannot be logged again behind a
+ * new beginning. The old log goes on, and the power goes at each moment of that. */
+static void
+log_without_room_goes_on_whatever_the_moment(void **state)
+{
+    struct story *const s = *state;
+    const unsigned blocks = 8, end_block = 23;
+    uint64_t end = 1;
+
+    for (uint64_t moment = 1; moment <= end; ++moment)
+        for (unsigned tear = 0; tear < TEAR_LAST; ++tear) {
+            struct journal_writer writer;
+
+            array_make(s);
+            s->random.state = moment;
+            journal_writer_init(&writer, ring_block(s, 0), SEQ, 0);
+            for (unsigned b = 0; b < blocks; ++b) {
+                memset(ring_block(s, 1 + b), 0x5d, BLOCK_BYTES);
+                journal_writer_add_data(
+                    &writer, (uint64_t)b * BLOCK_BYTES,
+                    journal_checksum(s->geometry.checksum_seed, ring_block(s, 1 + b), BLOCK_BYTES));
+            }
+            journal_writer_finish(&writer, s->geometry.checksum_seed);
+            for (unsigned b = 1 + blocks; b < end_block; ++b)
+                entry_empty(s, b, SEQ + b - blocks);
+            /* Of an older lap, where the second entry of the log that goes on will stand, and with
+             * its number: nobody may take it for that. */
+            entry_data(s, end_block + 1 + MEMBERS, SEQ + end_block - blocks + 1, 0x99);
+            array_put(s);
+            play(s, sees_data);
+            assert_int_equal(s->started, 0);
+            end = s->cluster.moment;
+            image_build(&s->cluster, &s->image, moment, (enum sim_tear)tear, &s->random);
+            image_adopt(&s->cluster, &s->image);
+            for (unsigned i = 0; i < 2; ++i) {
+                play(s, sees_data);
+                assert_int_equal(s->started, 0);
+                restart(s);
+            }
+        }
+}
+
 static void
 writes_while_the_flush_fails(struct story *s)
 {
@@ -530,6 +572,7 @@ main(int argc, char **argv)
         STORY(each_start_adds_two_events),
         STORY(failed_journal_is_struck_off_and_nothing_is_lost),
         STORY(full_ring_is_begun_anew_whatever_the_moment),
+        STORY(log_without_room_goes_on_whatever_the_moment),
         STORY(flush_of_the_journal_that_fails_is_the_end_of_it),
     };
 
