@@ -100,8 +100,22 @@ log_note(struct array *array)
 task_fn int
 array_journal_scan(struct array *array, struct error *error)
 {
-    const uint64_t tail_sectors = journal_of(array)->superblock.journal_tail_sectors;
-    int result = scan(array, error);
+    const struct superblock *journal = &journal_of(array)->superblock;
+    const uint64_t tail_sectors = journal->journal_tail_sectors;
+    const uint64_t ring_blocks = superblock_journal_ring_bytes(journal) / BLOCK_BYTES;
+    int result;
+
+    /* journal_create would say so, when the log has been replayed. */
+    if (!array->config.readonly && ring_blocks < array->assembly.members + 4)
+        return error_set(error, -ENOTSUP,
+                         "--readonly shows the array; --force=drop-journal goes on without a "
+                         "journal\n"
+                         "%s: a journal of %" PRIu64
+                         " blocks is too small for %u members: it takes "
+                         "%u",
+                         journal_of(array)->device->name, ring_blocks, array->assembly.members,
+                         array->assembly.members + 4);
+    result = scan(array, error);
 
     /* One that is nowhere stays nowhere. */
     array->journal_tail = min_u64(tail_sectors, UINT64_MAX / SECTOR_BYTES) * SECTOR_BYTES;

@@ -28,6 +28,8 @@
 #define JOURNAL_HEADER_BYTES       32u
 #define JOURNAL_DATA_PAYLOAD_BYTES 20u
 #define JOURNAL_PARITY_COUNT_MAX   2u
+/* Logs begin with a random number of 63 bits; one beyond this would soon count round zero. */
+#define JOURNAL_SEQ_MAX (UINT64_MAX / 4 * 3)
 /* What one stripe adds in one step must fit into one meta block, so a journal serves at most 203
  * members. */
 #define JOURNAL_MEMBERS_MAX ((BLOCK_BYTES - JOURNAL_HEADER_BYTES) / JOURNAL_DATA_PAYLOAD_BYTES)

@@ -335,6 +335,11 @@ scan_entry(struct scanner *scanner)
     result = entry_look(scanner, &entry, &bad_count, &bad_first);
     if (result < 0)
         return result;
+    if (first && entry.seq > JOURNAL_SEQ_MAX)
+        return error_set(scanner->error, -EBADMSG,
+                         "%s: the journal entry at the tail, position %" PRIu64
+                         ", has number %" PRIu64 ": nobody counts that far",
+                         name, scan->end_bytes, entry.seq);
     if (first)
         scan->seq_first = scan->seq_next = entry.seq;
     if (bad_count > 0) {

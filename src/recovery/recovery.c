@@ -642,13 +642,15 @@ recovery_new_log(struct device *device, const struct superblock *journal, struct
     return empty_entry_write(device, journal, &geometry, loop_random(device->loop) >> 1, 0, error);
 }
 
-/* V3. */
+/* V3. (What stands at the end may be anything: a number that no log comes to is out of reach.) */
 static uint64_t
 seq_beyond(const struct recovery *recovery)
 {
     const struct journal_scan *log = &recovery->log;
-    const uint64_t last = log->end_has_seq ? max_u64(log->seq_next, log->end_seq) : log->seq_next;
+    uint64_t last = log->seq_next;
 
+    if (log->end_has_seq && log->end_seq <= JOURNAL_SEQ_MAX)
+        last = max_u64(last, log->end_seq);
     return last + max_u64(SEQ_JUMP_MIN, recovery->ring_blocks + 1);
 }
 

@@ -359,7 +359,7 @@ world_set(struct world *w, struct input *input)
     w->member = take(input) % MEMBERS;
     w->unreadable_is_end = kind & 0x80;
     w->head = tail;
-    w->seq = kind & 0x40 ? UINT64_MAX - 3 : 1000;
+    w->seq = kind & 0x40 ? JOURNAL_SEQ_MAX - 3 : 1000;
     if (kind == 0xff)
         sb->journal_tail_sectors = take_64(input);
     while (input->size > 0)

@@ -655,6 +655,59 @@ any_device_may_die_at_any_time(void **state)
     world_free(w);
 }
 
+/* --- Journals made by somebody --------------------------------------------------------------- */
+
+/* An empty entry with this number. */
+static void
+entry_put(struct world *w, uint64_t position, uint64_t seq)
+{
+    struct journal_geometry geometry;
+
+    journal_geometry_init(&geometry, superblock_at(w, JOURNAL));
+    journal_entry_encode_empty(w->memories[JOURNAL].bytes + w->data_offset + position, seq,
+                               position, geometry.checksum_seed);
+}
+
+/* Numbers are compared, and must not come round zero. */
+static void
+a_log_never_counts_round_zero(void **state)
+{
+    struct world *const w = world_make(5, 3);
+
+    w->writes = 0;
+    entry_put(w, 0, UINT64_MAX - 5);
+    assert_int_equal(play(w, NULL), -EBADMSG);
+    assert_int_equal(w->writes, 0);
+    /* At the end of the log: not of it, and nothing to count on from. */
+    entry_put(w, 0, 7);
+    entry_put(w, BLOCK_BYTES, UINT64_MAX - 5);
+    assert_int_equal(play(w, write_blocks), 0);
+    assert_int_equal(play(w, stop), 0);
+    world_free(w);
+}
+
+/* Refused before anything is written. */
+static void
+a_ring_that_is_too_small_is_left_alone(void **state)
+{
+    struct world *const w = world_make(5, 3);
+    struct superblock *const sb = superblock_at(w, JOURNAL);
+
+    sb->data_size_sectors = 6 * BLOCK_SECTORS;
+    ignored(superblock_encode(sb, w->memories[JOURNAL].bytes + superblock_offset_bytes(sb)));
+    w->writes = 0;
+    assert_int_equal(play(w, NULL), -ENOTSUP);
+    assert_int_equal(w->writes, 0);
+    w->readonly = true;
+    assert_int_equal(play(w, NULL), 0);
+    w->readonly = false;
+    sb->data_size_sectors = 7 * BLOCK_SECTORS;
+    ignored(superblock_encode(sb, w->memories[JOURNAL].bytes + superblock_offset_bytes(sb)));
+    assert_int_equal(play(w, write_blocks), 0);
+    assert_int_equal(play(w, read_and_stop), 0);
+    world_free(w);
+}
+
 int
 main(void)
 {
@@ -665,6 +718,8 @@ main(void)
         cmocka_unit_test(a_journal_that_fails_in_recovery_is_not_left_behind),
         cmocka_unit_test(a_journal_and_a_member_fail_in_recovery),
         cmocka_unit_test(any_device_may_die_at_any_time),
+        cmocka_unit_test(a_log_never_counts_round_zero),
+        cmocka_unit_test(a_ring_that_is_too_small_is_left_alone),
         cmocka_unit_test(any_operation_may_fail_once),
         cmocka_unit_test(a_degraded_array_gives_up_its_log_by_more_force_only),
     };
