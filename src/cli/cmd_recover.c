@@ -265,7 +265,8 @@ print_result(const struct recover *recover, const struct array_status *status)
     if (!status->recovered && status->assembly->dirty)
         (void)printf("the array was not shut down: parity %smade to agree\n", would);
     if (status->recovered && status->assembly->dirty)
-        (void)printf("parity was in doubt: it %smade to agree\n", recover->dry_run ? would : "was ");
+        (void)printf("parity was in doubt: it %smade to agree\n",
+                     recover->dry_run ? would : "was ");
     if (!status->recovered && !status->assembly->dirty)
         (void)printf("the array was clean: nothing %sdone\n", would);
     if (recover->to)

@@ -116,7 +116,7 @@ enum sim_count {
 struct sim_faults {
     unsigned read_error_in, write_error_in, flush_error_in, death_in;
     uint64_t error_from, error_end; /* only reads and writes in there count; 0, 0: all */
-    bool flush_drops;                         /* a flush that fails drops what it was for */
+    bool flush_drops;               /* a flush that fails drops what it was for */
     bool punch_refused;
     int punch_error; /* a positive errno: every punch fails with it, done in part; 0: none */
 };
