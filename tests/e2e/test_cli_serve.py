@@ -130,7 +130,7 @@ def a_start_beside_a_running_server_takes_nothing_from_it(work):
 def options_that_exclude_each_other_are_refused(work):
     paths = array_new(work)
     for arguments in (("--socket=x", "--listen=0"), ("--force=",), ("--force=dirty-degraded,",),
-                      ("--force=new-journal",), ("--memory=63M",), ("--memory=256",), ("--listen=65536",),
+                      ("--force=no-such-danger",), ("--memory=63M",), ("--memory=256",), ("--listen=65536",),
                       ("--listen=",), ("--readonly=yes",), ("--metadata=1.2",)):
         ended = stripelog("serve", *arguments, *paths)
         expect(ended.returncode == 2, f"{arguments}: exit {ended.returncode} {ended.stderr}")
