@@ -18,7 +18,10 @@
 /* Any entry finds room in half of it. */
 #define INDEX_MIN    (2 * JOURNAL_ENTRY_BLOCKS_MAX)
 #define SEQ_JUMP_MIN UINT64_C(10000)
-#define ZERO_BYTES   (1 * MIB)
+#define NO_ROOM_HINT                                                                               \
+    "recover --to=FILE copies what the array holds with it; --force=drop-journal goes on "         \
+    "without\n"
+#define ZERO_BYTES (1 * MIB)
 
 /* Blocks of the log on their way to the members. */
 struct batch {
@@ -651,6 +654,9 @@ seq_beyond(const struct recovery *recovery)
 
     if (log->end_has_seq && log->end_seq <= JOURNAL_SEQ_MAX)
         last = max_u64(last, log->end_seq);
+    /* What an unreadable block hides may be the beginning of a recovery that was cut off. */
+    if (log->end == JOURNAL_END_UNREADABLE)
+        last += loop_random(recovery->loop) & UINT32_MAX;
     return last + max_u64(SEQ_JUMP_MIN, recovery->ring_blocks + 1);
 }
 
@@ -838,6 +844,7 @@ continue_log(struct recovery *recovery, const struct recovery_target *target,
 
     if (recovery->log.end_bytes == recovery->log.tail_bytes)
         return error_set(error, -ENOSPC,
+                         NO_ROOM_HINT
                          "%s: the journal is full to the last block, and holds data without "
                          "parity: there is no room to recover it",
                          recovery->config.device->name);
@@ -955,13 +962,13 @@ static uint64_t
 stripes_with_room(const struct recovery *recovery, const struct journal *journal, uint64_t left)
 {
     struct journal_status status;
-    uint64_t free_blocks, n = min_u64(left, BATCH_BLOCKS / recovery->config.geometry->members);
+    uint64_t free_blocks;
 
     journal_status(journal, &status);
     free_blocks = (status.ring_bytes - status.used_bytes) / BLOCK_BYTES - 1;
-    while (n > 0 && n * (1 + recovery->geometry.parity_count) > free_blocks)
-        n = n / 2;
-    return n;
+    /* At worst each stripe is an entry of its own; who waited for more would wait for ever. */
+    return min_u64(min_u64(left, BATCH_BLOCKS / recovery->config.geometry->members),
+                   free_blocks / (1 + recovery->geometry.parity_count));
 }
 
 static int
@@ -1037,6 +1044,7 @@ write_out_all(struct recovery *recovery, struct journal *journal, const struct o
         }
         if (n == 0)
             return error_set(error, -ENOSPC,
+                             NO_ROOM_HINT
                              "%s: the journal is too full to write out the data it holds: there is "
                              "no room for parity",
                              recovery->config.device->name);
