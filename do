@@ -254,6 +254,11 @@ check_install()
     for page in docs/man/*.[1-9]; do
         [ -n "$(find "$root" -path "*/man/man*/${page##*/}*")" ] || { say "not installed: $page"; return 1; }
     done
+    # A program of somebody else's: the archive holds all modules.
+    printf '#include <stripelog.h>\nint main(void) { return stripelog_open(0, 0, 0, 0, 0) == 0; }\n' >build/user.c
+    gcc -o build/user -I "$(dirname "$(find "$root" -name stripelog.h)")" build/user.c \
+        "$(find "$root" -name libstripelog.a)" -l:libboost_context.a -luring -lisal -pthread || return 1
+    ./build/user || return 1
     # The coroutine library is C++ by origin: nothing of that may be left to carry along.
     ! readelf -d "$binary" | grep -E 'NEEDED.*(stdc\+\+|boost)'
 }

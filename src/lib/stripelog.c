@@ -14,10 +14,10 @@
 #include <semaphore.h>
 #include <stdlib.h>
 
-#define MEMORY_DEFAULT (64 * MIB)
-#define MEMORY_MIN     (8 * MIB)
-#define READ_BYTES_MAX (1 * MIB) /* of one read's pages at a time */
-#define CLAIM_WAIT_NS  UINT64_C(5000000000)
+#define MEMORY_DEFAULT  (64 * MIB)
+#define MEMORY_MIN      (8 * MIB)
+#define PIECE_BYTES_MAX (1 * MIB) /* of one request's pages at a time */
+#define CLAIM_WAIT_NS   UINT64_C(5000000000)
 
 struct stripelog {
     pthread_t thread;
@@ -312,7 +312,7 @@ job_read(struct job *job)
 
     while (left > 0 && result == 0) {
         const uint64_t begin = round_down(offset, BLOCK_BYTES);
-        const uint64_t end = min_u64(round_up(offset + left, BLOCK_BYTES), begin + READ_BYTES_MAX);
+        const uint64_t end = min_u64(round_up(offset + left, BLOCK_BYTES), begin + PIECE_BYTES_MAX);
         const uint64_t part = min_u64(left, end - offset);
         uint8_t *pages = pages_take(handle->pages, end - begin);
 
@@ -327,11 +327,30 @@ job_read(struct job *job)
     return result;
 }
 
+/* Out of pages of ours: parity and checksums must be of what is written, whatever another thread of
+ * the caller does to its buffer meanwhile. */
 static task_fn int
 job_write(struct job *job)
 {
-    return array_write(job->handle->array, job->source, job->offset, job->length,
-                       job->flags & STRIPELOG_DURABLE);
+    struct stripelog *handle = job->handle;
+    const uint8_t *source = job->source;
+    uint64_t offset = job->offset, left = job->length;
+    int result = 0;
+
+    while (left > 0 && result == 0) {
+        const uint64_t within = offset % BLOCK_BYTES;
+        const uint64_t part = min_u64(left, PIECE_BYTES_MAX - within);
+        uint8_t *pages = pages_take(handle->pages, within + part);
+
+        memcpy(pages + within, source, part);
+        result = array_write(handle->array, pages + within, offset, part,
+                             job->flags & STRIPELOG_DURABLE);
+        pages_give(handle->pages, pages, within + part);
+        source += part;
+        offset += part;
+        left -= part;
+    }
+    return result;
 }
 
 static task_fn int
