@@ -188,8 +188,7 @@ MUTATIONS = {
         "V3: what stands at the end of the log may have a number of its own",
         STORY + "new_log_begins_beyond_what_stands_at_its_end", 1, FAILED_TEST,
         {"recovery/recovery.c": [
-            ("log->end_has_seq ? max_u64(log->seq_next, log->end_seq) : log->seq_next",
-             "log->seq_next"),
+            ("    if (log->end_has_seq && log->end_seq <= JOURNAL_SEQ_MAX)\n", "    if (false)\n"),
         ]}),
     "tail_put_where_no_valid_entry_stands": (
         "J4: the tail names an entry that is durable",
