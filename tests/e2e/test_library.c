@@ -305,6 +305,6 @@ main(int argc, char **argv)
         fprintf(stderr, "usage: test_library PATH_OF_STRIPELOG\n");
         return 2;
     }
-    program = argv[1];
+    program = realpath(argv[1], NULL); /* the arrays are made in folders of their own */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
