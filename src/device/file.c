@@ -12,6 +12,7 @@
 #include "device/file.h"
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/major.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -410,8 +411,9 @@ file_learn(struct file *file, const struct stat *status, struct error *error)
     struct device *const device = &file->device;
     int rc = 0;
 
-    device->block_device = S_ISBLK(status->st_mode);
-    if (device->block_device)
+    /* Behind a loop device is a file. */
+    device->block_device = S_ISBLK(status->st_mode) && major(status->st_rdev) != LOOP_MAJOR;
+    if (S_ISBLK(status->st_mode))
         rc = learn_block(file, status, error);
     else
         learn_regular(file, status);
