@@ -400,12 +400,8 @@ array_run(struct array *array, struct error *error)
     };
     if (array->journal_candidate >= 0) {
         result = array_journal_start(array, error);
-        if (result < 0) {
-            array_journal_destroy(array);
-            engine_destroy(array->engine);
-            io_pool_fini(&array->superblock_ios);
-            return result;
-        }
+        if (result < 0)
+            goto fail;
     }
     if (array->config.readonly)
         return 0;
@@ -414,11 +410,9 @@ array_run(struct array *array, struct error *error)
          * that was true with it only. */
         result = superblocks_update(array, RESYNC_AS_RECORDED);
         if (result < 0) {
-            engine_destroy(array->engine);
-            io_pool_fini(&array->superblock_ios);
-            return error_set(error, result,
-                             "the journal cannot be dropped: the superblocks cannot "
-                             "be written");
+            result = error_set(error, result,
+                               "the journal cannot be dropped: the superblocks cannot be written");
+            goto fail;
         }
     }
     task_start_wait(array->loop, keeper_main, array);
@@ -429,6 +423,11 @@ array_run(struct array *array, struct error *error)
         array->resync_alive = true;
     }
     return 0;
+fail:
+    array_journal_destroy(array);
+    engine_destroy(array->engine);
+    io_pool_fini(&array->superblock_ios);
+    return result;
 }
 
 static void
