@@ -42,6 +42,9 @@
 
 struct array;
 
+/* When a write is acknowledged: when it is on the members as well, or when it is on the journal. */
+enum journal_mode { JOURNAL_WRITE_THROUGH, JOURNAL_WRITE_BACK };
+
 enum array_event_kind {
     ARRAY_MEMBER_FAILED,  /* text says which and why */
     ARRAY_READ_CORRECTED, /* a block was unreadable and has been reconstructed and written back */
@@ -52,6 +55,8 @@ enum array_event_kind {
     ARRAY_RECOVERY_PROGRESS, /* of the journal's log; at most one a second */
     ARRAY_RECOVERY_DONE,     /* text says what was found: clean, or N data-only, M data-parity */
     ARRAY_JOURNAL_FAILED,    /* no more writes; what was acknowledged is on the members */
+    ARRAY_JOURNAL_MODE,      /* the mode in use has changed; text says to which, and why */
+    ARRAY_DATA_LOST,         /* acknowledged data that only the journal held; text names the range */
     ARRAY_FAILED,            /* more members lost than parity covers: read-only, EIO where needed */
     ARRAY_WARNING,
 };
@@ -73,6 +78,11 @@ struct array_config {
     unsigned force;        /* set of assemble_force */
     uint64_t memory_bytes; /* the engine's share: scratch pages. A recovery takes up to as much
                               again (16 MiB at least) while array_start runs */
+    /* The write-back cache, for an array with a journal (else nothing is taken). */
+    enum journal_mode journal_mode; /* asked for; a degraded array starts in write-through */
+    uint64_t cache_bytes;           /* its memory: index and pages; 0: no write-back */
+    bool not_kernel_recoverable;    /* may hold more than a kernel can recover in 512 MiB */
+    struct write_back_tunables write_back; /* 0 in a field: the default */
     unsigned workers;      /* 0: 64 */
     uint64_t idle_ns;      /* without a write before the superblocks say clean; 0: 200 ms */
     bool resync_disabled;  /* tests: leave a dirty array dirty */
@@ -116,6 +126,16 @@ task_fn int array_flush(struct array *array) must_check;
 /* Waits until no resync runs; true if parity is good everywhere. */
 task_fn bool array_resync_wait(struct array *array);
 
+/*
+ * Changes how the journal is used, and what is asked for. To write-back: at once; to write-through:
+ * returns when everything cached is on the members. -ENOTSUP: no journal, one that is too small, or
+ * no memory for a cache; -EROFS: readonly; -EUCLEAN: write-back on a degraded array; -EIO: the
+ * journal or the array has failed (before or on the way). Nothing has changed then, but what is
+ * asked for after -EIO.
+ */
+task_fn int array_set_journal_mode(struct array *array, enum journal_mode mode,
+                                   struct error *error) must_check;
+
 /* --- What it is and how it is ---- */
 
 struct array_status {
@@ -131,6 +151,10 @@ struct array_status {
     bool journaled;      /* a journal is in use */
     bool journal_failed; /* and failed: R6 */
     struct journal_status journal;
+    /* The write-back cache. */
+    enum journal_mode journal_mode_wanted, journal_mode; /* asked for; in use */
+    bool draining; /* on the way to write-through: something is still cached */
+    struct write_back_status write_back; /* zeros where there is no cache */
     bool recovered; /* a log was scanned at start: */
     struct journal_scan log;
     struct recovery_counts recovery;

@@ -165,6 +165,29 @@ struct engine_block {
 task_fn int engine_write_out(struct engine *engine, const struct engine_block *blocks,
                              unsigned count) must_check;
 
+/*
+ * The write-back cache. What is 0 is the default.
+ */
+struct write_back_tunables {
+    unsigned high_percent;     /* of the index: above this the oldest groups are written out (75) */
+    unsigned moderate_percent; /* above this, groups with whole stripes (50) */
+    unsigned tight_percent;    /* of the ring: with less free and not set aside, the oldest groups
+                                  are written out (25) */
+    unsigned batch_groups;     /* groups written out at a time at least (16) */
+    unsigned write_outs_max;   /* groups being written out at once (32) */
+    uint64_t idle_ns;          /* without a write: everything is written out (30 s) */
+};
+
+struct write_back_status {
+    uint64_t blocks, stripes;              /* cached now */
+    uint64_t blocks_max, stripes_max;      /* that may be */
+    uint64_t pages, pages_max;             /* of the blocks, in memory */
+    uint64_t cached_total, overwritten;    /* blocks ever cached; of them, such as were already */
+    uint64_t read_hits, read_back;         /* blocks read from memory; from the journal */
+    uint64_t written_out, groups_written_out; /* blocks; groups */
+    uint64_t lost;                         /* blocks that only the journal held, unreadable */
+};
+
 /* Groups that one engine_resync takes at most. */
 #define ENGINE_RESYNC_GROUPS_MAX 16u
 
