@@ -49,6 +49,7 @@ array_member_failed(struct array *array, unsigned member, int error, const char 
             "member %u may read wrong",
             member);
     }
+    array_write_back_off(array);
     /* While there is parity to spare, P and Q can still be made to agree. */
     if (array_degraded(array) >= array->assembly.geometry.parities)
         array->resync.stop = true;
@@ -203,7 +204,8 @@ resync_checkpoint(void *owner)
     if (array->activity != ACTIVITY_CLEAN || array->failed || array->journal_failed)
         return;
     /* What stands in the log would be replayed over what has been mended. */
-    if (array->journal != NULL && journal_checkpoint(array->journal) < 0)
+    if (array->journal != NULL &&
+        (engine_drain(array->engine) < 0 || journal_checkpoint(array->journal) < 0))
         return;
     /* Writes wait: what is recorded must stay true meanwhile. */
     array->activity = ACTIVITY_STOPPING;
@@ -459,6 +461,7 @@ array_start(struct loop *loop, const struct array_config *config, struct array *
     array->loop = loop;
     array->config = *config;
     array->config.workers = config->workers != 0 ? config->workers : WORKERS_DEFAULT;
+    array->journal_mode = config->journal_mode;
     array->config.idle_ns = config->idle_ns != 0 ? config->idle_ns : IDLE_NS_DEFAULT;
     array->idle_timer.fire = idle_timer_fired;
     tokens_init(&array->superblock_lock, 1);
@@ -535,16 +538,16 @@ array_destroy(struct array *array)
 
 /* --- Requests -------------------------------------------------------------------------------- */
 
-static void
-request_begin(struct array *array)
+void
+array_request_begin(struct array *array)
 {
     assert(!array->stopped);
     ++array->requests;
     ++array->requests_in_flight;
 }
 
-static void
-request_end(struct array *array)
+void
+array_request_end(struct array *array)
 {
     if (--array->requests_in_flight == 0)
         wait_queue_wake_all(array->loop, &array->quiet);
@@ -555,10 +558,10 @@ array_read(struct array *array, void *memory, uint64_t offset, uint64_t length)
 {
     int result;
 
-    request_begin(array);
+    array_request_begin(array);
     result = array->overlaid ? array_read_overlaid(array, memory, offset, length)
                              : engine_read(array->engine, memory, offset, length);
-    request_end(array);
+    array_request_end(array);
     return result;
 }
 
@@ -567,13 +570,13 @@ array_write(struct array *array, const void *memory, uint64_t offset, uint64_t l
 {
     int result;
 
-    request_begin(array);
+    array_request_begin(array);
     result = write_begin(array);
     if (result == 0)
         result = engine_write(array->engine, memory, offset, length, fua);
     if (!array->config.readonly)
         write_end(array);
-    request_end(array);
+    array_request_end(array);
     return result;
 }
 
@@ -583,13 +586,13 @@ array_zero(struct array *array, uint64_t offset, uint64_t length, bool may_punch
 {
     int result;
 
-    request_begin(array);
+    array_request_begin(array);
     result = write_begin(array);
     if (result == 0)
         result = engine_zero(array->engine, offset, length, may_punch, fast_only, fua);
     if (!array->config.readonly)
         write_end(array);
-    request_end(array);
+    array_request_end(array);
     return result;
 }
 
@@ -598,14 +601,24 @@ array_trim(struct array *array, uint64_t offset, uint64_t length, bool fua)
 {
     int result;
 
-    request_begin(array);
+    array_request_begin(array);
     result = write_begin(array);
     if (result == 0)
         result = engine_trim(array->engine, offset, length, fua);
     if (!array->config.readonly)
         write_end(array);
-    request_end(array);
+    array_request_end(array);
     return result;
+}
+
+/* After the journal has failed: is something that was acknowledged neither on the members? */
+static bool
+array_data_missing(const struct array *array)
+{
+    struct write_back_status status;
+
+    engine_write_back_status(array->engine, &status);
+    return status.blocks > 0;
 }
 
 task_fn int
@@ -615,12 +628,20 @@ array_flush(struct array *array)
 
     if (array->config.readonly)
         return 0;
-    /* What was acknowledged is durable in the log. */
-    if (array->journal != NULL && !array->journal_failed)
-        return array->failed ? -EIO : 0;
-    request_begin(array);
+    array_request_begin(array);
+    if (array->journal != NULL && !array->journal_failed) {
+        /* What went through is durable in the log; what is cached is in the log. */
+        result = array->failed ? -EIO : journal_flush(array->journal);
+        array_request_end(array);
+        return result;
+    }
+    /* What was acknowledged is being brought to the members: R6. */
+    while (array->journal_failed && array->journal_guard_alive)
+        wait_queue_wait(array->loop, &array->quiet);
     result = engine_flush(array->engine);
-    request_end(array);
+    if (result == 0 && array->journal_failed && array_data_missing(array))
+        result = -EIO;
+    array_request_end(array);
     return result;
 }
 
@@ -644,10 +665,15 @@ array_status(const struct array *array, struct array_status *status)
         .superblock_updates = array->updates,
         .journaled = array->journal != NULL,
         .journal_failed = array->journal_failed,
+        .journal_mode_wanted = array->journal_mode,
+        .journal_mode = array_writes_back(array) ? JOURNAL_WRITE_BACK : JOURNAL_WRITE_THROUGH,
         .recovered = array->log_seen,
         .log = array->log,
         .recovery = array->log_counts,
     };
     if (array->journal != NULL)
         journal_status(array->journal, &status->journal);
+    engine_write_back_status(array->engine, &status->write_back);
+    status->draining =
+        status->journal_mode == JOURNAL_WRITE_THROUGH && engine_caches(array->engine);
 }

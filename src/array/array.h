@@ -31,7 +31,11 @@
  *
  * R6. When the journal fails, nothing more is written for clients: first superblocks that doubt all
  *     parity (resync_offset 0, the journal still listed) if the log holds anything unfinished; then
- *     what was acknowledged is finished and flushed; then superblocks without the journal.
+ *     what was acknowledged is finished (what is cached is written out without the log) and
+ *     flushed; then superblocks without the journal.
+ *
+ * R7. Write-back is used only while no member is missing: at the first failure everything that is
+ *     cached is written out, and writes go through.
  */
 #ifndef STRIPELOG_ARRAY_H
 #define STRIPELOG_ARRAY_H
@@ -56,8 +60,8 @@ enum array_event_kind {
     ARRAY_RECOVERY_DONE,     /* text says what was found: clean, or N data-only, M data-parity */
     ARRAY_JOURNAL_FAILED,    /* no more writes; what was acknowledged is on the members */
     ARRAY_JOURNAL_MODE,      /* the mode in use has changed; text says to which, and why */
-    ARRAY_DATA_LOST,         /* acknowledged data that only the journal held; text names the range */
-    ARRAY_FAILED,            /* more members lost than parity covers: read-only, EIO where needed */
+    ARRAY_DATA_LOST, /* acknowledged data that only the journal held; text names the range */
+    ARRAY_FAILED,    /* more members lost than parity covers: read-only, EIO where needed */
     ARRAY_WARNING,
 };
 
@@ -79,13 +83,13 @@ struct array_config {
     uint64_t memory_bytes; /* the engine's share: scratch pages. A recovery takes up to as much
                               again (16 MiB at least) while array_start runs */
     /* The write-back cache, for an array with a journal (else nothing is taken). */
-    enum journal_mode journal_mode; /* asked for; a degraded array starts in write-through */
-    uint64_t cache_bytes;           /* its memory: index and pages; 0: no write-back */
-    bool not_kernel_recoverable;    /* may hold more than a kernel can recover in 512 MiB */
+    enum journal_mode journal_mode;        /* asked for; a degraded array starts in write-through */
+    uint64_t cache_bytes;                  /* its memory: index and pages; 0: no write-back */
+    bool not_kernel_recoverable;           /* may hold more than a kernel can recover in 512 MiB */
     struct write_back_tunables write_back; /* 0 in a field: the default */
-    unsigned workers;      /* 0: 64 */
-    uint64_t idle_ns;      /* without a write before the superblocks say clean; 0: 200 ms */
-    bool resync_disabled;  /* tests: leave a dirty array dirty */
+    unsigned workers;                      /* 0: 64 */
+    uint64_t idle_ns;     /* without a write before the superblocks say clean; 0: 200 ms */
+    bool resync_disabled; /* tests: leave a dirty array dirty */
     /* When the journal makes checkpoints; 0: as journal.h says. */
     uint64_t journal_checkpoint_bytes, journal_checkpoint_ns;
     void (*event)(void *owner, const struct array_event *event); /* may be NULL; must not suspend */
@@ -155,7 +159,7 @@ struct array_status {
     enum journal_mode journal_mode_wanted, journal_mode; /* asked for; in use */
     bool draining; /* on the way to write-through: something is still cached */
     struct write_back_status write_back; /* zeros where there is no cache */
-    bool recovered; /* a log was scanned at start: */
+    bool recovered;                      /* a log was scanned at start: */
     struct journal_scan log;
     struct recovery_counts recovery;
 };

@@ -55,13 +55,16 @@ struct array {
     bool keeper_due, keeper_alive;
 
     /* The journal. */
-    int journal_candidate;   /* the device that is in use; -1: none */
+    enum journal_mode journal_mode; /* asked for */
+    struct error no_write_back;     /* why there is no cache; code 0: there is one */
+    int journal_candidate;          /* the device that is in use; -1: none */
     struct journal *journal; /* owned; NULL: nothing is logged (also with a readonly array) */
     uint64_t journal_tail;   /* as the superblocks are to have it */
     bool journal_dropped;    /* by force: the superblocks forget that there was one */
     bool journal_failed, journal_struck_off;
     bool journal_unwritable; /* its superblock */
     bool recovering;         /* the log has not begun anew yet */
+    bool log_adopted;        /* its data-only stripes live in the cache */
     bool log_lost; /* by force: the log is not all that it was, so all parity is in doubt */
     bool new_log;  /* by force: and it begins anew */
     struct task *journal_guard; /* while it waits */
@@ -81,6 +84,11 @@ struct array {
 };
 
 /* --- journaled.c ---- */
+
+/* A member has failed: R7. */
+void array_write_back_off(struct array *array);
+/* Is write-back in use? */
+bool array_writes_back(const struct array *array);
 
 /* Reads the log, and only reads. Before the engine is there. */
 task_fn int array_journal_scan(struct array *array, struct error *error) must_check;
@@ -118,6 +126,10 @@ task_fn void superblocks_record_failures(struct array *array);
 
 /* Takes a member out at once; what was told is recorded by superblocks_record_failures. */
 void array_member_failed(struct array *array, unsigned member, int error, const char *operation);
+
+/* A request is under way: array_stop waits for it. */
+void array_request_begin(struct array *array);
+void array_request_end(struct array *array);
 
 /* Members that are missing or not rebuilt yet. */
 unsigned array_degraded(const struct array *array);

@@ -10,7 +10,14 @@
 /* Eighths of the engine's memory that the index of the log may take beside it: most of what the
  * requests will take as soon as they come; and what is small beside it when it has to stay, under a
  * readonly array (half of the index is only for sorting). */
-#define INDEX_EIGHTHS          6u
+#define INDEX_EIGHTHS 6u
+/* Of the cache's memory the part that its index may take: with what serve gives it, a half of all.
+ */
+#define CACHE_INDEX_FIFTHS 4u
+/* What a kernel has for a recovery, in a machine of 512 MiB, and takes for each block of a
+ * data-only stripe. */
+#define KERNEL_RECOVERY_BYTES  (128 * MIB)
+#define KERNEL_BLOCK_BYTES     5120u
 #define INDEX_EIGHTHS_READONLY 3u
 
 static struct candidate *
@@ -246,16 +253,18 @@ static task_fn void
 journal_give_up(struct array *array)
 {
     uint64_t resync_from;
+    bool unfinished;
 
     /* A journal whose superblock failed, and not its log, takes no appends any more either. */
     journal_end_waiting(array->journal);
     /* Before the members change any more: a crash now could not count on the log. */
-    if (journal_unfinished(array->journal))
+    if (journal_unfinished(array->journal) || engine_caches(array->engine))
         ignored(superblocks_update(array, 0)); /* more members gone than parity covers: no more is
                                                   recorded */
     while (array->writes_in_flight > 0)
         wait_queue_wait(array->loop, &array->quiet);
-    resync_from = journal_unfinished(array->journal) ? 0 : unsynced_first(&array->unsynced);
+    unfinished = engine_drain_unlogged(array->engine) < 0 || journal_unfinished(array->journal);
+    resync_from = unfinished ? 0 : unsynced_first(&array->unsynced);
     array->journal_struck_off = true;
     /* Each flushes the members first. Two, so that the journal's device is out of the window in
      * which one update behind is current. */
@@ -343,6 +352,7 @@ recover(struct array *array, struct error *error)
         .failures_recorded = recovery_failures_recorded,
         .restart_recorded = restart_recorded,
         .beyond_parity = recovery_beyond_parity,
+        .adopt = array->journal_mode == JOURNAL_WRITE_BACK && array_degraded(array) == 0,
     };
     struct journal_config config = {
         .loop = array->loop,
@@ -375,6 +385,7 @@ recover(struct array *array, struct error *error)
     if (result < 0)
         return result;
     array->recovering = false;
+    array->log_adopted = recovery_adopted(array->recovery);
     engine_set_journal(array->engine, array->journal);
     result = recovery_write_out(array->recovery, &target, array->journal, error);
     recovery_destroy(array->recovery);
@@ -393,22 +404,151 @@ tell_recovered(struct array *array)
     else
         array_tell(array, ARRAY_RECOVERY_DONE, NO_MEMBER,
                    "%s: %s %" PRIu64 " data-only and %" PRIu64 " data-parity stripes from %" PRIu64
-                   " entries of the journal",
+                   " entries of the journal%s",
                    journal_of(array)->device->name,
                    array->config.readonly ? "showing" : "recovered", counts->data_only_stripes,
-                   counts->data_parity_stripes, array->log.entries);
+                   counts->data_parity_stripes, array->log.entries,
+                   array->log_adopted ? "; data-only stripes stay in the cache" : "");
+}
+
+/* --- The write-back cache -------------------------------------------------------------------- */
+
+bool
+array_writes_back(const struct array *array)
+{
+    return array->journal != NULL && array->no_write_back.code == 0 &&
+           array->journal_mode == JOURNAL_WRITE_BACK && array_degraded(array) == 0 &&
+           !array->failed && !array->journal_failed && !array->stopping;
+}
+
+void
+array_write_back_off(struct array *array)
+{
+    if (array->journal == NULL || array->journal_mode != JOURNAL_WRITE_BACK ||
+        array_degraded(array) != 1)
+        return;
+    engine_write_back(array->engine, false);
+    array_tell(array, ARRAY_JOURNAL_MODE, NO_MEMBER,
+               "write-through: a member is missing; what is cached is written out");
+}
+
+static void
+data_lost(void *owner, uint64_t array_offset, int error)
+{
+    struct array *array = owner;
+
+    array_tell(array, ARRAY_DATA_LOST, NO_MEMBER,
+               "%s: %u acknowledged bytes of the array at %" PRIu64
+               " are lost: only the journal held them, and %s",
+               journal_of(array)->device->name, BLOCK_BYTES, array_offset,
+               error == -EBADMSG ? "holds something else there" : "cannot be read there");
+}
+
+/* Stripes that a kernel can recover. */
+static uint64_t
+stripes_max(const struct array *array)
+{
+    if (array->config.not_kernel_recoverable)
+        return UINT64_MAX;
+    return KERNEL_RECOVERY_BYTES / (array->assembly.members * (uint64_t)KERNEL_BLOCK_BYTES);
+}
+
+/* Without a cache the array is as good as before; why there is none is kept for whoever asks for
+ * it. */
+static void
+create_cache(struct array *array)
+{
+    const struct candidate *journal = journal_of(array);
+    struct journal_geometry geometry;
+
+    journal_geometry_init(&geometry, &journal->superblock);
+    if (array->config.cache_bytes == 0) {
+        (void)error_set(&array->no_write_back, -ENOTSUP, "there is no memory for write-back");
+        return;
+    }
+    if (engine_cache_create(
+            array->engine,
+            &(struct engine_cache_config){
+                .bytes = array->config.cache_bytes,
+                .index_bytes = array->config.cache_bytes / 5 * CACHE_INDEX_FIFTHS,
+                .stripes_max = stripes_max(array),
+                .tunables = array->config.write_back,
+                .journal = journal->device,
+                .journal_data_offset = superblock_data_offset_bytes(&journal->superblock),
+                .ring_blocks = geometry.ring_bytes / BLOCK_BYTES,
+                .checksum_seed = geometry.checksum_seed,
+                .data_lost = data_lost,
+            },
+            &array->no_write_back) < 0)
+        assert(array->no_write_back.code < 0);
+}
+
+static void
+tell_mode(struct array *array)
+{
+    if (array->journal_mode != JOURNAL_WRITE_BACK)
+        return;
+    if (array->no_write_back.code < 0)
+        array_tell(array, ARRAY_WARNING, NO_MEMBER, "write-through instead of write-back: %s",
+                   array->no_write_back.text);
+    else if (array_degraded(array) > 0)
+        array_tell(array, ARRAY_WARNING, NO_MEMBER,
+                   "write-through instead of write-back, while the array is degraded");
+}
+
+task_fn int
+array_set_journal_mode(struct array *array, enum journal_mode mode, struct error *error)
+{
+    int result = 0;
+
+    if (array->config.readonly)
+        return error_set(error, -EROFS, "the array is readonly");
+    if (array->journal == NULL)
+        return error_set(error, -ENOTSUP, "the array has no journal");
+    if (array->failed || array->journal_failed || array->stopping)
+        return error_set(error, -EIO, "the array %s",
+                         array->failed           ? "has failed"
+                         : array->journal_failed ? "takes no writes: its journal has failed"
+                                                 : "is stopping");
+    if (mode == JOURNAL_WRITE_BACK && array->no_write_back.code < 0) {
+        *error = array->no_write_back;
+        return error->code;
+    }
+    if (mode == JOURNAL_WRITE_BACK && array_degraded(array) > 0)
+        return error_set(error, -EUCLEAN,
+                         "write-back is for a whole array: %u of its members are missing or not "
+                         "rebuilt yet",
+                         array_degraded(array));
+    if (mode != array->journal_mode)
+        array_tell(array, ARRAY_JOURNAL_MODE, NO_MEMBER, "%s: as asked for",
+                   mode == JOURNAL_WRITE_BACK ? "write-back" : "write-through");
+    array->journal_mode = mode;
+    engine_write_back(array->engine, mode == JOURNAL_WRITE_BACK);
+    if (mode == JOURNAL_WRITE_THROUGH) {
+        array_request_begin(array); /* array_stop waits for it */
+        result = engine_drain(array->engine);
+        array_request_end(array);
+    }
+    if (result < 0)
+        return error_set(error, result, "not everything that was cached can be written out");
+    return 0;
 }
 
 task_fn int
 array_journal_start(struct array *array, struct error *error)
 {
-    int result = array->config.readonly ? overlay_start(array, error) : recover(array, error);
+    int result;
 
+    if (!array->config.readonly)
+        create_cache(array);
+    result = array->config.readonly ? overlay_start(array, error) : recover(array, error);
     if (result < 0)
         return result;
     tell_recovered(array);
     if (array->config.readonly)
         return 0;
+    engine_write_back(array->engine, array_writes_back(array));
+    tell_mode(array);
     array->journal_guard_alive = true;
     task_start_wait(array->loop, journal_guard_main, array);
     return 0;
@@ -421,7 +561,10 @@ array_journal_stop(struct array *array)
 {
     int result = 0;
 
+    engine_write_back(array->engine, false);
     if (!array->failed && !array->journal_failed)
+        result = engine_drain(array->engine);
+    if (result == 0 && !array->failed && !array->journal_failed)
         result = journal_drain(array->journal);
     if (array->journal_guard != NULL) {
         task_wake(array->loop, array->journal_guard);
@@ -435,6 +578,7 @@ array_journal_stop(struct array *array)
 task_fn void
 array_journal_destroy(struct array *array)
 {
+    engine_end_write_back(array->engine);
     if (array->journal != NULL)
         journal_destroy(array->journal);
     array->journal = NULL;

@@ -1,16 +1,17 @@
 /*
  * journal.c: the log of a running array. See journal.h for what it promises (J1-J7).
  *
- * Three tasks share the work, so that no request waits for anything but its own entries:
+ * Four tasks share the work, so that no request waits for anything but its own entries:
  *
  *   writer      sends entries that are closed to the device
- *   committer   waits for them in order, flushes, tells who waits that they are durable
+ *   committer   waits for them in order, tells who waits that they are complete
+ *   flusher     flushes when somebody waits for that, tells who waits that they are durable
  *   keeper      checkpoints: flush the members, record the tail, free the space
  *
  * Entries in memory are those from the first unfinished one on; what lies between the tail and
  * that one is only a distance. An entry's slot holds its meta block and where its pages are.
  *
- *    tail          entries_first        committed                  open
+ *    tail          entries_first        complete                   open
  *     |  finished       |  being written    |  submitted, closed    |
  *   --+-----------------+-------------------+-----------------------+------ head
  */
@@ -21,16 +22,18 @@
 #define SLOTS              512u
 #define IOS                128u
 #define RESERVE_BLOCKS_MAX 2048u
-#define GROUP_BLOCKS       64u /* an entry of so many does not wait for its predecessor */
-#define CHECKPOINT_BYTES   (10 * GIB)
-#define CHECKPOINT_NS      UINT64_C(30000000000)
+/* What one block takes that is cached: itself, a meta block, and what is set aside. */
+#define STEP_RESERVE_BLOCKS 8u
+#define GROUP_BLOCKS        64u /* an entry of so many does not wait for its predecessor */
+#define CHECKPOINT_BYTES    (10 * GIB)
+#define CHECKPOINT_NS       UINT64_C(30000000000)
 
 enum entry_state {
     ENTRY_OPEN,
     ENTRY_CLOSED,
     ENTRY_SUBMITTED,
-    ENTRY_DURABLE,
-    ENTRY_DEAD, /* the journal has failed, and no I/O of the entry is in flight any more */
+    ENTRY_COMPLETE, /* so are all before it */
+    ENTRY_DEAD,     /* the journal has failed, and no I/O of the entry is in flight any more */
 };
 
 struct journal_entry_state {
@@ -66,23 +69,31 @@ struct journal {
     /* The ring. used: from the tail to the head, with what stands in the open entry. */
     uint64_t tail, head, seq;
     uint64_t used_blocks, reserved_blocks;
-    uint64_t slots_free; /* not promised to anybody */
+    struct tokens slots_free; /* not promised to anybody; one is the keeper's */
     struct space_waiter *waiters_first, **waiters_last;
 
     /* Entries, oldest first; all in [entries_first, open]. */
     struct journal_entry_state *entries_first, *entries_last;
-    struct journal_entry_state *uncommitted; /* the first that is not durable; NULL: none */
+    struct journal_entry_state *uncommitted; /* the first that is not complete; NULL: none */
     struct journal_entry_state *unsubmitted; /* the first that was not sent; NULL: none */
-    uint64_t durable_seq;                    /* of the last entry that is durable */
+    uint64_t complete_seq, durable_seq;      /* of the last entry that is */
+    uint64_t durable_wanted_seq; /* of the last one that an append waits for to become durable */
+    uint64_t flush_wanted_seq;   /* of the last one that a flush was asked for */
+    uint64_t told_seq; /* of the last one of which an append was told that it is complete */
     struct journal_entry_state *open;
     struct journal_entry_state *slots, *slots_first_free; /* owned array */
     uint8_t *metas;                                       /* owned */
-    struct journal_append *appends_first, **appends_last; /* that wait, in order */
+    struct append_list {
+        struct journal_append *first, **last;
+    } waiting[2]; /* by what for (journal_wait), in order */
+    struct wait_queue flushed;
     struct turn_hook turn_end;
     struct io_pool ios;
 
     /* Checkpoints. The last entry that was finished, whose position the tail may take. */
-    uint64_t finished_position, finished_seq, tail_seq;
+    uint64_t finished_position, finished_seq;
+    uint64_t appended_blocks;      /* ever; the tail stands used_blocks before */
+    struct journal_holder *holder; /* borrowed; NULL: none */
     uint64_t checkpoint_bytes;
     bool held;
     uint64_t hold;
@@ -91,8 +102,8 @@ struct journal {
     struct timer checkpoint_timer;
     struct wait_queue checkpoint_done;
 
-    struct task *writer, *committer, *keeper; /* while they wait for work */
-    bool writer_ended, keeper_ended;
+    struct task *writer, *committer, *flusher, *keeper; /* while they wait for work */
+    bool writer_ended, committer_ended, keeper_ended;
     unsigned tasks_alive;
     struct wait_queue quit_waiters;
 
@@ -172,15 +183,7 @@ static bool
 space_there(const struct journal *journal, uint64_t blocks)
 {
     /* J5: one block is nobody's. */
-    return journal->used_blocks + journal->reserved_blocks + blocks + 1 <= journal->ring_blocks &&
-           slots_for(journal, blocks) <= journal->slots_free;
-}
-
-static void
-space_take(struct journal *journal, uint64_t blocks)
-{
-    journal->reserved_blocks += blocks;
-    journal->slots_free -= slots_for(journal, blocks);
+    return journal->used_blocks + journal->reserved_blocks + blocks + 1 <= journal->ring_blocks;
 }
 
 /* Serves who waits, in order. */
@@ -194,7 +197,7 @@ space_grant(struct journal *journal)
         if (!over && !space_there(journal, waiter->blocks))
             return;
         if (!over) {
-            space_take(journal, waiter->blocks);
+            journal->reserved_blocks += waiter->blocks;
             waiter->granted = true;
         }
         journal->waiters_first = waiter->next;
@@ -214,7 +217,7 @@ journal_reserve(struct journal *journal, uint64_t blocks)
     if (journal->failed || journal->ended)
         return -EIO;
     if (journal->waiters_first == NULL && space_there(journal, blocks)) {
-        space_take(journal, blocks);
+        journal->reserved_blocks += blocks;
         return 0;
     }
     ++journal->counts.waits;
@@ -222,8 +225,38 @@ journal_reserve(struct journal *journal, uint64_t blocks)
     *journal->waiters_last = &waiter;
     journal->waiters_last = &waiter.next;
     wake(journal, &journal->keeper);
+    if (journal->holder != NULL)
+        journal->holder->space_wanted(journal->holder);
     task_suspend(journal->loop);
     return waiter.granted ? 0 : -EIO;
+}
+
+bool
+journal_reserve_now(struct journal *journal, uint64_t blocks)
+{
+    if (journal->failed || journal->ended || !space_there(journal, blocks))
+        return false;
+    journal->reserved_blocks += blocks;
+    return true;
+}
+
+uint64_t
+journal_free_behind(const struct journal *journal, uint64_t position)
+{
+    const uint64_t used =
+        position == UINT64_MAX
+            ? 1
+            : ring_blocks_between(journal, position, journal->head) +
+                  (journal->open != NULL ? 1 + journal->open->writer.block_count : 0);
+    const uint64_t taken = used + journal->reserved_blocks + 1;
+
+    return journal->ring_blocks > taken ? journal->ring_blocks - taken : 0;
+}
+
+uint64_t
+journal_space_wanted(const struct journal *journal)
+{
+    return journal->waiters_first == NULL ? 0 : journal->waiters_first->blocks;
 }
 
 void
@@ -231,8 +264,13 @@ journal_unreserve(struct journal *journal, uint64_t blocks)
 {
     assert(blocks <= journal->reserved_blocks);
     journal->reserved_blocks -= blocks;
-    journal->slots_free += slots_for(journal, blocks);
     space_grant(journal);
+}
+
+void
+journal_set_holder(struct journal *journal, struct journal_holder *holder)
+{
+    journal->holder = holder;
 }
 
 /* --- Entries --------------------------------------------------------------------------------- */
@@ -263,6 +301,7 @@ entry_open(struct journal *journal)
     if (journal->unsubmitted == NULL)
         journal->unsubmitted = entry;
     ++journal->used_blocks;
+    ++journal->appended_blocks;
     ++journal->seq;
     journal->open = entry;
     return entry;
@@ -284,14 +323,22 @@ entry_close(struct journal *journal)
     wake(journal, &journal->writer);
 }
 
-/* Does the open entry wait? Its stripes cannot go on before all earlier entries are durable anyway
+/* Have this entry and all before it come to where their appends wait for them? */
+static bool
+arrived(const struct journal *journal, uint64_t seq)
+{
+    return journal->complete_seq >= seq &&
+           journal->durable_seq >= min_u64(seq, journal->durable_wanted_seq);
+}
+
+/* Does the open entry wait? Its stripes cannot go on before all earlier entries have arrived anyway
  * (J1). So while one of those is on its way, a small entry stays open for what comes: the device
  * gets few long entries, and flushes, instead of many short ones. It waits for nothing else: with
  * nothing on its way it goes at the end of the turn. */
 static bool
 entry_waits(const struct journal *journal)
 {
-    return !journal->failed && journal->open->seq > journal->durable_seq + 1 &&
+    return !journal->failed && !arrived(journal, journal->open->seq - 1) &&
            journal->open->writer.block_count < GROUP_BLOCKS;
 }
 
@@ -305,14 +352,16 @@ turn_ended(struct turn_hook *hook)
         entry_close(journal);
 }
 
-/* Entries at the front that are durable and finished are behind us. */
+static bool checkpoint_wanted(const struct journal *journal);
+
+/* Entries at the front that are complete and finished are behind us. */
 static void
 entries_retire(struct journal *journal)
 {
     for (;;) {
         struct journal_entry_state *entry = journal->entries_first;
 
-        if (entry == NULL || entry->state != ENTRY_DURABLE || entry->unfinished > 0 || entry->kept)
+        if (entry == NULL || entry->state != ENTRY_COMPLETE || entry->unfinished > 0 || entry->kept)
             break;
         journal->finished_position = entry->position;
         journal->finished_seq = entry->seq;
@@ -321,25 +370,33 @@ entries_retire(struct journal *journal)
             journal->entries_last = NULL;
         entry->next = journal->slots_first_free;
         journal->slots_first_free = entry;
-        journal->slots_free += !entry->keepers;
+        if (!entry->keepers)
+            tokens_give(journal->loop, &journal->slots_free, 1);
     }
     if (journal->finished_position != journal->tail && !journal->checkpoint_timer.armed &&
         !journal->quitting)
         timer_arm(journal->loop, &journal->checkpoint_timer, journal->config.checkpoint_ns);
-    if (journal->waiters_first != NULL || journal->requests > 0 ||
-        ring_blocks_between(journal, journal->tail, journal->finished_position) * BLOCK_BYTES >=
-            journal->checkpoint_bytes)
+    if (checkpoint_wanted(journal))
         wake(journal, &journal->keeper);
-    space_grant(journal); /* slots came free */
+}
+
+void
+journal_holder_moved(struct journal *journal)
+{
+    entries_retire(journal); /* it looks whether there is something for a checkpoint */
 }
 
 /* --- Appending ------------------------------------------------------------------------------- */
 
-void
+task_fn void
 journal_append_begin(struct journal *journal, struct journal_append *append, uint64_t reserved)
 {
+    const uint64_t slots = slots_for(journal, reserved);
+
+    assert(reserved <= journal_reserve_max(journal));
     assert(reserved <= journal->reserved_blocks);
-    *append = (struct journal_append){.reserved = reserved, .slots = slots_for(journal, reserved)};
+    tokens_take(journal->loop, &journal->slots_free, slots);
+    *append = (struct journal_append){.reserved = reserved, .slots = slots};
 }
 
 /* The entry for a step: the open one if it has room (J3), else a new one. */
@@ -374,7 +431,7 @@ entry_for_step(struct journal *journal, struct journal_append *append, uint32_t 
 
 int
 journal_append_step(struct journal *journal, struct journal_append *append,
-                    const struct journal_step *step)
+                    struct journal_step *step)
 {
     const uint32_t seed = journal->config.geometry.checksum_seed;
     const unsigned parities = (step->p != NULL) + (step->q != NULL);
@@ -392,15 +449,18 @@ journal_append_step(struct journal *journal, struct journal_append *append,
     append->reserved -= blocks;
     journal->reserved_blocks -= blocks;
     journal->used_blocks += blocks;
+    journal->appended_blocks += blocks;
     ++journal->counts.stripes;
+    step->entry_position = entry->position;
+    step->first_block = entry->writer.block_count;
     for (unsigned i = 0; i < step->data_count; ++i) {
         const void *memory = step->data[i].memory;
 
         if (i + 1 < step->data_count)
             journal_block_expect(step->data[i + 1].memory);
         entry->pages[entry->writer.block_count] = memory;
-        journal_writer_add_data(&entry->writer, step->data[i].array_offset,
-                                journal_checksum(seed, memory, BLOCK_BYTES));
+        step->data[i].checksum = journal_checksum(seed, memory, BLOCK_BYTES);
+        journal_writer_add_data(&entry->writer, step->data[i].array_offset, step->data[i].checksum);
     }
     if (parities > 0) {
         const void *const pages[JOURNAL_PARITY_COUNT_MAX] = {step->p, step->q};
@@ -415,42 +475,77 @@ journal_append_step(struct journal *journal, struct journal_append *append,
     return 0;
 }
 
-/* Tells those whose entries are all durable, in order (J1); after a failure those whose entries are
- * dead: before that their pages still belong to I/O (J7). */
-static void
-appends_tell(struct journal *journal)
+static bool
+append_arrived(const struct journal *journal, const struct journal_append *append,
+               enum journal_wait until)
 {
-    while (journal->appends_first != NULL) {
-        struct journal_append *append = journal->appends_first;
-        const bool durable = append->last->state == ENTRY_DURABLE;
+    return append->last->state == ENTRY_COMPLETE &&
+           (until == JOURNAL_COMPLETE || journal->durable_seq >= append->last->seq);
+}
 
-        if (!durable && append->last->state != ENTRY_DEAD)
+/* Tells those whose entries have all arrived, in order (J1); after a failure those whose entries
+ * are not with the device any more: before that their pages still belong to I/O (J7). */
+static void
+appends_tell(struct journal *journal, enum journal_wait until)
+{
+    struct append_list *list = &journal->waiting[until];
+
+    while (list->first != NULL) {
+        struct journal_append *append = list->first;
+        const enum entry_state state = append->last->state;
+        const bool there = append_arrived(journal, append, until);
+
+        if (!there && !(journal->failed && (state == ENTRY_COMPLETE || state == ENTRY_DEAD)))
             return;
-        append->result = durable ? 0 : -EIO; /* J6 */
-        journal->appends_first = append->next;
-        if (journal->appends_first == NULL)
-            journal->appends_last = &journal->appends_first;
+        append->result = there ? 0 : -EIO; /* J6 */
+        if (there && until == JOURNAL_COMPLETE)
+            journal->told_seq = append->last->seq;
+        list->first = append->next;
+        if (list->first == NULL)
+            list->last = &list->first;
         task_wake(journal->loop, append->waiter);
     }
 }
 
 task_fn int
-journal_append_wait(struct journal *journal, struct journal_append *append)
+journal_append_wait(struct journal *journal, struct journal_append *append, enum journal_wait until)
 {
+    struct append_list *list = &journal->waiting[until];
+
     journal->reserved_blocks -= append->reserved;
-    journal->slots_free += append->slots;
+    if (append->slots > 0)
+        tokens_give(journal->loop, &journal->slots_free, append->slots);
     append->reserved = append->slots = 0;
     space_grant(journal);
     if (journal->failed)
         return -EIO; /* nothing was sent since its first step, and nothing will be */
     if (append->last == NULL)
         return 0;
+    if (until == JOURNAL_DURABLE)
+        journal->durable_wanted_seq = append->last->seq;
     append->waiter = task_self(journal->loop);
     append->next = NULL;
-    *journal->appends_last = append;
-    journal->appends_last = &append->next;
+    *list->last = append;
+    list->last = &append->next;
     task_suspend(journal->loop);
     return append->result;
+}
+
+static task_fn int
+flush_until(struct journal *journal, uint64_t wanted)
+{
+    while (journal->durable_seq < wanted && !journal->failed) {
+        journal->flush_wanted_seq = max_u64(journal->flush_wanted_seq, wanted);
+        wake(journal, &journal->flusher);
+        wait_queue_wait(journal->loop, &journal->flushed);
+    }
+    return journal->durable_seq >= wanted ? 0 : -EIO;
+}
+
+task_fn int
+journal_flush(struct journal *journal)
+{
+    return flush_until(journal, journal->told_seq);
 }
 
 task_fn void
@@ -458,7 +553,7 @@ journal_settle(struct journal *journal)
 {
     const uint64_t last = journal->seq - 1 - (journal->open != NULL);
 
-    while (journal->durable_seq < last && !journal->failed)
+    while (!arrived(journal, last) && !journal->failed)
         wait_queue_wait(journal->loop, &journal->checkpoint_done);
 }
 
@@ -498,6 +593,9 @@ journal_fail(struct journal *journal, int error, const char *operation)
     timer_cancel(journal->loop, &journal->checkpoint_timer);
     wake(journal, &journal->writer); /* they bury the entries */
     wake(journal, &journal->committer);
+    wake(journal, &journal->flusher);
+    appends_tell(journal, JOURNAL_DURABLE);
+    wait_queue_wake_all(journal->loop, &journal->flushed);
     if (journal->open != NULL)
         loop_at_turn_end(journal->loop, &journal->turn_end); /* it waits for nobody any more */
     space_grant(journal);
@@ -523,7 +621,7 @@ bool
 journal_unfinished(const struct journal *journal)
 {
     for (const struct journal_entry_state *entry = journal->entries_first;
-         entry != NULL && entry->state == ENTRY_DURABLE; entry = entry->next)
+         entry != NULL && entry->seq <= journal->durable_seq; entry = entry->next)
         if (entry->unfinished > 0 || entry->kept)
             return true;
     return journal->held;
@@ -606,35 +704,43 @@ complete_until(struct journal_entry_state *entry)
     return entry;
 }
 
-/* Entries from journal->uncommitted to last are complete: makes them durable. */
-static task_fn void
-commit(struct journal *journal, struct journal_entry_state *last)
+/* Somebody has come nearer to what it waits for. */
+static void
+tell_arrivals(struct journal *journal)
 {
-    /* J2. Between the entries and the first write to a member: without it a power cut could take
-     * the entry and leave half of a stripe on the members. */
-    if (journal->config.device->volatile_cache) {
-        const int result = device_flush(journal->config.device);
+    if (journal->open != NULL)
+        loop_at_turn_end(journal->loop, &journal->turn_end);
+    wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
+}
 
-        ++journal->counts.flushes;
-        if (result < 0) {
-            journal_fail(journal, result, "flush"); /* never tried again */
-            return;
-        }
-    }
-    if (journal->failed)
-        return;
+static void
+durable_until(struct journal *journal, uint64_t seq)
+{
+    journal->durable_seq = seq;
+    appends_tell(journal, JOURNAL_DURABLE);
+    wait_queue_wake_all(journal->loop, &journal->flushed);
+    tell_arrivals(journal);
+}
+
+/* Entries from journal->uncommitted to last have been written: they are complete. */
+static void
+complete(struct journal *journal, struct journal_entry_state *last)
+{
     for (struct journal_entry_state *entry = journal->uncommitted;; entry = entry->next) {
-        entry->state = ENTRY_DURABLE;
+        entry->state = ENTRY_COMPLETE;
         if (entry == last)
             break;
     }
     journal->uncommitted = last->next;
-    journal->durable_seq = last->seq;
-    if (journal->open != NULL)
-        loop_at_turn_end(journal->loop, &journal->turn_end);
-    appends_tell(journal);
+    journal->complete_seq = last->seq;
+    appends_tell(journal, JOURNAL_COMPLETE);
+    if (journal->config.device->volatile_cache) {
+        wake(journal, &journal->flusher);
+        tell_arrivals(journal);
+    } else {
+        durable_until(journal, last->seq);
+    }
     entries_retire(journal);
-    wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
 }
 
 static void
@@ -656,12 +762,54 @@ committer_main(void *arg)
         if (result < 0)
             journal_fail(journal, result, "write");
         if (!journal->failed) {
-            commit(journal, complete_until(entry));
+            complete(journal, complete_until(entry));
             continue;
         }
         entry->state = ENTRY_DEAD;
         journal->uncommitted = entry->next;
-        appends_tell(journal);
+        appends_tell(journal, JOURNAL_COMPLETE);
+        appends_tell(journal, JOURNAL_DURABLE);
+    }
+    journal->committer_ended = true;
+    wake(journal, &journal->flusher);
+    task_ended(journal);
+}
+
+/* --- Flusher --------------------------------------------------------------------------------- */
+
+/* Does somebody wait for what a flush that begins now would make durable? */
+static bool
+flush_wanted(const struct journal *journal)
+{
+    const struct journal_append *append = journal->waiting[JOURNAL_DURABLE].first;
+
+    return !journal->failed && (journal->flush_wanted_seq > journal->durable_seq ||
+                                (append != NULL && append->last->seq <= journal->complete_seq));
+}
+
+static void
+flusher_main(void *arg)
+{
+    struct journal *journal = arg;
+
+    for (;;) {
+        const uint64_t seq = journal->complete_seq;
+        int result;
+
+        if (!flush_wanted(journal)) {
+            if (journal->committer_ended)
+                break;
+            sleep_at(journal, &journal->flusher);
+            continue;
+        }
+        /* J2. Between the entries and the first write to a member: without it a power cut could
+         * take the entry and leave half of a stripe on the members. */
+        result = device_flush(journal->config.device);
+        ++journal->counts.flushes;
+        if (result < 0)
+            journal_fail(journal, result, "flush"); /* never tried again */
+        else if (!journal->failed)
+            durable_until(journal, seq);
     }
     task_ended(journal);
 }
@@ -693,37 +841,39 @@ write_empty_entry(struct journal *journal)
         wait_queue_wait(journal->loop, &journal->checkpoint_done);
 }
 
-/* The entry that the tail may name now: the first unfinished one, if it is durable, else the last
- * one that is finished (J4). */
+/* The entry that the tail may name when it is durable: the first unfinished one, if it is complete,
+ * else the last one that is finished; but not behind the holder's oldest (J4). */
 static uint64_t
-checkpoint_target(const struct journal *journal, uint64_t *seq)
+checkpoint_target(const struct journal *journal)
 {
     const struct journal_entry_state *first = journal->entries_first;
+    uint64_t target = journal->finished_position, oldest;
 
-    if (journal->held) {
-        *seq = journal->tail_seq;
+    if (journal->held)
         return journal->hold;
-    }
-    if (first != NULL && first->state == ENTRY_DURABLE) {
-        *seq = first->seq;
-        return first->position;
-    }
-    *seq = journal->finished_seq;
-    return journal->finished_position;
+    if (first != NULL && first->state == ENTRY_COMPLETE)
+        target = first->position;
+    if (journal->holder != NULL && journal->holder->oldest(journal->holder, &oldest) &&
+        ring_blocks_between(journal, journal->tail, oldest) <
+            ring_blocks_between(journal, journal->tail, target))
+        target = oldest;
+    return target;
 }
 
 /* With everything finished the tail moves to an entry of its own. */
 static bool
 all_finished(const struct journal *journal)
 {
-    return journal->entries_first == NULL && !journal->held && journal->used_blocks > 1;
+    uint64_t oldest;
+
+    return journal->entries_first == NULL && !journal->held && journal->used_blocks > 1 &&
+           (journal->holder == NULL || !journal->holder->oldest(journal->holder, &oldest));
 }
 
 static bool
 checkpoint_wanted(const struct journal *journal)
 {
-    uint64_t seq;
-    const uint64_t target = checkpoint_target(journal, &seq);
+    const uint64_t target = checkpoint_target(journal);
 
     if (journal->failed || journal->ended || (target == journal->tail && !all_finished(journal)))
         return false;
@@ -763,15 +913,19 @@ discard(struct journal *journal, uint64_t from, uint64_t to)
 static task_fn void
 checkpoint(struct journal *journal)
 {
-    uint64_t target, seq;
+    uint64_t target;
     int result;
 
     if (all_finished(journal))
         write_empty_entry(journal);
     if (journal->failed)
         return;
-    target = checkpoint_target(journal, &seq);
+    target = checkpoint_target(journal);
     if (target == journal->tail)
+        return;
+    /* The entry that the tail is to name, and what the holder logged anew behind it: a power cut
+     * could take those when the tail has passed what they replace. */
+    if (flush_until(journal, journal->complete_seq) < 0)
         return;
     /* Between the writes to the members and the tail: without it a power cut could take them when
      * the log has forgotten them. */
@@ -793,7 +947,6 @@ checkpoint(struct journal *journal)
         discard(journal, journal->tail, target);
     journal->used_blocks -= ring_blocks_between(journal, journal->tail, target);
     journal->tail = target;
-    journal->tail_seq = seq;
     ++journal->counts.checkpoints;
     space_grant(journal);
     wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
@@ -844,12 +997,13 @@ journal_release(struct journal *journal)
 task_fn int
 journal_checkpoint(struct journal *journal)
 {
-    const uint64_t wanted = journal->seq;
+    const uint64_t wanted = journal->appended_blocks;
 
     assert(!journal->held);
-    while (journal->used_blocks > 1 && journal->tail_seq < wanted) {
+    while (journal->used_blocks > 1 && journal->appended_blocks - journal->used_blocks < wanted) {
         if (journal->failed || journal->ended ||
-            (journal->entries_first != NULL && journal->entries_first->kept))
+            (journal->entries_first != NULL && journal->entries_first->kept) ||
+            (journal->holder != NULL && journal->holder->stuck))
             return -EIO;
         ++journal->requests;
         wake(journal, &journal->keeper);
@@ -896,6 +1050,8 @@ limits_init(struct journal *journal)
         journal->entry_blocks_max = min_u64(journal->ring_blocks / 8 - 1, JOURNAL_ENTRY_BLOCKS_MAX);
     journal->reserve_blocks_max = max_u64(journal->step_blocks_max + 1,
                                           min_u64(journal->ring_blocks / 8, RESERVE_BLOCKS_MAX));
+    journal->reserve_blocks_max = min_u64(max_u64(journal->reserve_blocks_max, STEP_RESERVE_BLOCKS),
+                                          journal->ring_blocks - 2);
     /* With very many members an entry may have room for one small step only. (A single step takes
      * one slot.) */
     while (slots_for(journal, journal->reserve_blocks_max) > SLOTS - 1)
@@ -919,14 +1075,14 @@ slots_init(struct journal *journal)
         journal->slots[i].next = journal->slots_first_free;
         journal->slots_first_free = &journal->slots[i];
     }
-    journal->slots_free = SLOTS - 1; /* one is the keeper's */
+    tokens_init(&journal->slots_free, SLOTS - 1); /* one is the keeper's */
     return 0;
 }
 
 int
 journal_create(const struct journal_config *config, struct journal **out, struct error *error)
 {
-    void (*const mains[])(void *) = {writer_main, committer_main, keeper_main};
+    void (*const mains[])(void *) = {writer_main, committer_main, flusher_main, keeper_main};
     struct journal *journal;
 
     assert(config->members <= JOURNAL_MEMBERS_MAX);
@@ -944,10 +1100,12 @@ journal_create(const struct journal_config *config, struct journal **out, struct
     journal->tail = journal->finished_position = config->tail;
     journal->head = config->head;
     journal->seq = config->seq;
-    journal->durable_seq = config->seq - 1;
-    journal->used_blocks = ring_blocks_between(journal, config->tail, config->head);
+    journal->complete_seq = journal->durable_seq = config->seq - 1;
+    journal->used_blocks = journal->appended_blocks =
+        ring_blocks_between(journal, config->tail, config->head);
     journal->waiters_last = &journal->waiters_first;
-    journal->appends_last = &journal->appends_first;
+    for (unsigned i = 0; i < ARRAY_LEN(journal->waiting); ++i)
+        journal->waiting[i].last = &journal->waiting[i].first;
     journal->turn_end.run = turn_ended;
     journal->checkpoint_timer.fire = checkpoint_timer_fired;
     if (slots_init(journal) < 0 || io_pool_init(&journal->ios, config->loop, IOS) < 0) {
@@ -965,7 +1123,8 @@ task_fn void
 journal_destroy(struct journal *journal)
 {
     assert(journal->waiters_first == NULL);
-    assert(journal->appends_first == NULL);
+    assert(journal->waiting[JOURNAL_COMPLETE].first == NULL);
+    assert(journal->waiting[JOURNAL_DURABLE].first == NULL);
     journal->quitting = true;
     timer_cancel(journal->loop, &journal->checkpoint_timer);
     wake(journal, &journal->keeper);

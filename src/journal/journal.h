@@ -9,22 +9,27 @@
  * Who writes stripes first reserves blocks of the log (in order, waiting for space), appends the
  * new content of its stripes, waits until that is durable, writes to the members, and says that it
  * has finished. Many appends share an entry: it stays open until the end of the loop's turn, and
- * while an earlier one is not yet durable (unless it is long).
+ * while an earlier one is on its way (unless it is long).
  *
- *   entry:  OPEN -> SUBMITTED -> COMPLETE -> DURABLE -> (all its appends finished) -> FINISHED
+ *   entry:  OPEN -> SUBMITTED -> COMPLETE -> (all its appends finished) -> FINISHED
  *
- * J1. Appends become durable strictly in the order of entries: one that completes early waits for
- *     all before it, since a torn predecessor would end the log in front of it.
+ * Who only keeps what it has logged in a cache need not wait until that is durable, but until it is
+ * complete; what only the log has then is named by a holder, who bounds the tail.
+ *
+ * J1. Appends become complete, and durable, strictly in the order of entries: one that is written
+ *     early waits for all before it, since a torn predecessor would end the log in front of it.
  *
  * J2. With a volatile cache on the journal, an entry is durable only after a flush that began after
- *     it (and all before it) had completed. One flush serves all entries complete by then.
+ *     it (and all before it) was complete. One flush serves all entries complete by then, and
+ *     begins only when somebody waits for it.
  *
  * J3. All that a stripe adds in one step stands in one entry: its DATA, then its PARITY.
  *
  * J4. The tail names a complete, durable entry. It moves from A to B only when (in this order) all
- *     appends in [A, B) are finished, all members have been flushed by a flush that began after
- *     that, and the superblock with the tail B is durable. Only then is [A, B) free (and discarded,
- *     where the device likes that).
+ *     appends in [A, B) are finished, the holder has nothing there, all that was complete by then
+ *     is durable (what the holder had in [A, B) may have been logged anew), all members have been
+ *     flushed by a flush that began after that, and the superblock with the tail B is durable. Only
+ *     then is [A, B) free (and discarded, where the device likes that).
  *
  * J5. One block always stays free, for an empty entry at the head.
  *
@@ -73,11 +78,25 @@ struct journal_config {
     void (*failed)(void *owner, int error, const char *operation);
 };
 
-/* Starts the journal's tasks (three). -ENOMEM, -EINVAL (a ring of less than members + 4 blocks). */
+/* Starts the journal's tasks (four). -ENOMEM, -EINVAL (a ring of less than members + 4 blocks). */
 int journal_create(const struct journal_config *config, struct journal **out,
                    struct error *error) must_check;
 /* No append may be under way. Writes nothing: see journal_drain. */
 task_fn void journal_destroy(struct journal *journal);
+
+/* Who has what only the log holds (a write-back cache). Both must not suspend. */
+struct journal_holder {
+    /* False: there is nothing. Else the position (bytes) of the oldest entry that is needed. */
+    bool (*oldest)(const struct journal_holder *holder, uint64_t *position);
+    /* Somebody waits for space. */
+    void (*space_wanted)(struct journal_holder *holder);
+    bool stuck; /* the oldest entry will be needed for ever */
+};
+
+/* Borrowed until journal_destroy. */
+void journal_set_holder(struct journal *journal, struct journal_holder *holder);
+/* The holder's oldest entry is another one. */
+void journal_holder_moved(struct journal *journal);
 
 /* --- Appending ---- */
 
@@ -93,8 +112,15 @@ uint64_t journal_need(const struct journal *journal, uint64_t stripes, uint64_t 
 /* Takes blocks (at most journal_reserve_max) of the log's free space, waiting in order; somebody
  * who waits starts a checkpoint. -EIO: the journal failed, or journal_end_waiting was called. */
 task_fn int journal_reserve(struct journal *journal, uint64_t blocks) must_check;
-/* Gives back a reservation that no append took over. */
+/* Gives back blocks of reservations that no append took over. */
 void journal_unreserve(struct journal *journal, uint64_t blocks);
+/* Takes blocks at once; false if they are not free (who waits is overtaken). */
+bool journal_reserve_now(struct journal *journal, uint64_t blocks) must_check;
+/* Blocks that would be neither used nor reserved, were the tail here. position is that of an entry,
+ * or UINT64_MAX for the head. */
+uint64_t journal_free_behind(const struct journal *journal, uint64_t position);
+/* Blocks that the first who waits for space wants; 0: nobody waits. */
+uint64_t journal_space_wanted(const struct journal *journal);
 
 struct journal_entry_state; /* of journal.c */
 
@@ -112,27 +138,35 @@ struct journal_append {
 struct journal_data {
     uint64_t array_offset; /* bytes */
     const void *memory;    /* 4096 bytes, 4 KiB-aligned; J7 */
+    uint32_t checksum;     /* set when it is appended */
 };
 
 /* What one stripe adds in one step. */
 struct journal_step {
     uint64_t member_offset; /* of the stripe */
     unsigned data_count;    /* may be 0 where parity is added */
-    const struct journal_data *data;
+    struct journal_data *data;
     const void *p, *q; /* 4096 bytes each, or NULL: both for RAID-6, p alone else, or none */
+    /* Set when it is appended: the entry's position (bytes), and the number in it of the first of
+     * the data blocks, which follow each other. */
+    uint64_t entry_position;
+    uint32_t first_block;
 };
 
-/* Takes over a reservation. */
-void journal_append_begin(struct journal *journal, struct journal_append *append,
-                          uint64_t reserved);
+/* Takes over a reservation. Waits, in order, for memory to keep entries in: it comes back from
+ * appends that began before, and are finished. */
+task_fn void journal_append_begin(struct journal *journal, struct journal_append *append,
+                                  uint64_t reserved);
 /* Adds a step to the open entry (checksums are made here). Does not suspend; nothing else may be
  * done with the append, and no suspend happen, between begin and the last step. -EIO: the journal
  * has failed (finish is to be called nevertheless). */
 int journal_append_step(struct journal *journal, struct journal_append *append,
-                        const struct journal_step *step) must_check;
-/* Gives back what is left of the reservation and suspends until all of it is durable (J1, J2). 0,
- * or -EIO: then nothing of it may go to a member, ever. */
-task_fn int journal_append_wait(struct journal *journal, struct journal_append *append) must_check;
+                        struct journal_step *step) must_check;
+/* Gives back what is left of the reservation and suspends until all of it is complete (J1), or
+ * durable (J1, J2). 0, or -EIO: then nothing of it may go to a member, ever. */
+enum journal_wait { JOURNAL_COMPLETE, JOURNAL_DURABLE };
+task_fn int journal_append_wait(struct journal *journal, struct journal_append *append,
+                                enum journal_wait until) must_check;
 /* Its stripes are on all working members, failures recorded; or it failed. The tail may pass it. An
  * append whose stripes could not be brought to the members is not finished but kept:
  * journal_append_abandon. */
@@ -141,8 +175,13 @@ void journal_append_finish(struct journal *journal, struct journal_append *appen
  * by the next recovery. */
 void journal_append_abandon(struct journal *journal, struct journal_append *append);
 
-/* Until all entries that are on their way to the device now are durable; at once if there are none,
- * or the journal fails. For who had better log more together, but would wait behind them anyway. */
+/* Appends of which somebody was told that they are complete become durable; at once if they are.
+ * -EIO: the journal has failed before that. */
+task_fn int journal_flush(struct journal *journal) must_check;
+
+/* Until all entries that are on their way to the device now have come to where their appends wait
+ * for them; at once if there are none, or the journal fails. For who had better log more together,
+ * but would wait behind them anyway. */
 task_fn void journal_settle(struct journal *journal);
 
 /* --- Checkpoints ---- */

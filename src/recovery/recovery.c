@@ -47,6 +47,7 @@ struct recovery {
     int index_result;   /* of what was done with the entries that the scan saw */
     struct error index_error;
     struct recovery_counts counts;
+    bool adopted; /* what is data-only is in the engine's cache */
 
     struct io_pool ios;
     bool ios_there;
@@ -710,6 +711,7 @@ batch_log_again(struct batch *batch, struct journal *journal, uint64_t stripes)
     journal_append_begin(journal, &append, need);
     for (unsigned i = 0, n; i < batch->count && result == 0; i += n) {
         struct journal_data data[MEMBERS_MAX];
+        struct journal_step step = {.data = data};
         const uint64_t stripe = record_stripe(&batch->records[i]);
 
         for (n = 0; i + n < batch->count && record_stripe(&batch->records[i + n]) == stripe; ++n)
@@ -717,12 +719,19 @@ batch_log_again(struct batch *batch, struct journal *journal, uint64_t stripes)
                 .array_offset = record_array_offset(batch->recovery, &batch->records[i + n]),
                 .memory = batch_page(batch, &batch->records[i + n]),
             };
-        result = journal_append_step(journal, &append,
-                                     &(struct journal_step){.member_offset = stripe * BLOCK_BYTES,
-                                                            .data_count = n,
-                                                            .data = data});
+        step.member_offset = stripe * BLOCK_BYTES;
+        step.data_count = n;
+        result = journal_append_step(journal, &append, &step);
+        /* Nobody else appends, and the tail is held: they may as well be told now. */
+        for (unsigned b = 0; b < n && result == 0 && batch->recovery->adopted; ++b)
+            engine_adopt(batch->recovery->target->engine,
+                         &(struct engine_found){.array_offset = data[b].array_offset,
+                                                .entry_position = step.entry_position,
+                                                .number = step.first_block + b,
+                                                .checksum = data[b].checksum,
+                                                .memory = data[b].memory});
     }
-    waited = journal_append_wait(journal, &append);
+    waited = journal_append_wait(journal, &append, JOURNAL_DURABLE);
     journal_append_finish(journal, &append); /* the hold keeps the tail before it */
     return result < 0 ? result : waited;
 }
@@ -863,6 +872,12 @@ continue_log(struct recovery *recovery, const struct recovery_target *target,
     return result;
 }
 
+bool
+recovery_adopted(const struct recovery *recovery)
+{
+    return recovery->adopted;
+}
+
 task_fn int
 recovery_restart(struct recovery *recovery, const struct recovery_target *target,
                  const struct journal_config *given, struct journal **journal, struct error *error)
@@ -900,6 +915,9 @@ recovery_restart(struct recovery *recovery, const struct recovery_target *target
     if (result < 0)
         return result;
     ignored(journal_hold(*journal, pos)); /* it is there already */
+    recovery->adopted = target->adopt && recovery->counts.open_blocks > 0 &&
+                        engine_adopts(target->engine, recovery->counts.open_blocks,
+                                      recovery->counts.data_only_stripes);
     result = log_again(recovery, *journal, error);
     /* V2: the tail moves when all is durable behind it. */
     if (result == 0) {
@@ -1065,6 +1083,10 @@ recovery_write_out(struct recovery *recovery, const struct recovery_target *targ
     int result = 0;
 
     recovery->target = target;
+    if (recovery->adopted) {
+        journal_release(journal);
+        return 0;
+    }
     if (recovery->counts.open_blocks > 0) {
         stripes = open_stripes(recovery);
         if (stripes == NULL)

@@ -4,7 +4,8 @@
  *   recovery_scan      reads the whole log, decides (records.h); nothing is written
  *   recovery_replay    complete cycles to the members
  *   recovery_restart   a new beginning of the log, so that nothing old can be taken for new
- *   recovery_write_out data-only stripes: parity logged, data and parity to the members
+ *   recovery_write_out data-only stripes: parity logged, data and parity to the members; or they
+ *                      stay in the new log, and live in the write-back cache
  *
  * V1. Nothing is written anywhere before the whole log has been read and found sound.
  *
@@ -92,6 +93,7 @@ struct recovery_target {
     /* Superblocks on all members, events + 2, the journal's with this tail; durable. */
     task_fn int (*restart_recorded)(void *owner, uint64_t tail_bytes);
     bool (*beyond_parity)(void *owner);
+    bool adopt; /* data-only stripes go live in the engine's cache, if there is room for them */
 };
 
 /* Complete cycles to every member that is not MISSING, then a flush of all. -EIO: the journal
@@ -106,8 +108,11 @@ task_fn int recovery_restart(struct recovery *recovery, const struct recovery_ta
                              const struct journal_config *config, struct journal **journal,
                              struct error *error) must_check;
 
-/* After restart, with the engine logging to that journal: data-only stripes. Releases the hold and
- * makes a checkpoint. */
+/* After restart: do the data-only stripes live in the cache now? */
+bool recovery_adopted(const struct recovery *recovery) must_check;
+
+/* After restart, with the engine logging to that journal: data-only stripes, if they are not in the
+ * cache. Releases the hold; makes a checkpoint. */
 task_fn int recovery_write_out(struct recovery *recovery, const struct recovery_target *target,
                                struct journal *journal, struct error *error) must_check;
 

@@ -46,12 +46,6 @@ engine_group_bytes(const struct engine *engine)
     return engine->group_bytes;
 }
 
-void
-engine_set_journal(struct engine *engine, struct journal *journal)
-{
-    engine->journal = journal;
-}
-
 /* --- Groups -------------------------------------------------------------------------------- */
 
 static struct group **
@@ -144,7 +138,9 @@ pieces_answer(struct engine *engine, struct piece *piece)
 
         if (piece->result < 0 && request->error == 0)
             request->error = piece->result;
-        if (--request->pending == 0 && request->waiter != NULL) {
+        if (--request->pending == 0 && request->ended != NULL) {
+            request->ended(request);
+        } else if (request->pending == 0 && request->waiter != NULL) {
             task_wake(engine->loop, request->waiter);
             request->waiter = NULL;
         }
@@ -363,6 +359,8 @@ fail:
 task_fn void
 engine_destroy(struct engine *engine)
 {
+    if (engine->write_back != NULL)
+        write_back_destroy(engine->write_back);
     engine->quitting = true;
     while (engine->idle != NULL) {
         struct run *run = engine->idle;

@@ -43,9 +43,23 @@
  * E8. Nothing is punched: replay would bring back what a live entry holds. Zeros are logged; TRIM
  *     does nothing.
  *
- * E9. Space in the log is reserved before the group's stripes are read; what waits for it holds no
- *     scratch memory and no log space. Those who hold log space wait only for devices and
- *     superblocks, so space comes back.
+ * E9. Space in the log is reserved before a piece is queued at its group: what waits for it holds
+ * no group, no scratch memory and no log space. Those who hold log space wait only for groups,
+ *     scratch memory, devices and superblocks, so space comes back.
+ *
+ * With a write-back cache a change may be left in the log, by stripe:
+ *
+ *     cached:  complete partial blocks -> log the data, wait until complete -> cache
+ *     through: as above, and with it all that is cached in these stripes
+ *
+ * E10. Cached content never takes part in a reconstruction or a delta as if it were on its member:
+ *      until a cycle's parity has been made, only what the members hold does.
+ *
+ * E11. What is cached is read from the cache or, verified, from the log; never from its member.
+ *      Reads go past the groups' locks only where nothing is cached.
+ *
+ * E12. A cached block stays in the cache, and so bounds the log's tail, until its stripe is on all
+ *      working members, with failures recorded.
  */
 #ifndef STRIPELOG_ENGINE_H
 #define STRIPELOG_ENGINE_H
@@ -178,15 +192,62 @@ struct write_back_tunables {
     uint64_t idle_ns;          /* without a write: everything is written out (30 s) */
 };
 
-struct write_back_status {
-    uint64_t blocks, stripes;              /* cached now */
-    uint64_t blocks_max, stripes_max;      /* that may be */
-    uint64_t pages, pages_max;             /* of the blocks, in memory */
-    uint64_t cached_total, overwritten;    /* blocks ever cached; of them, such as were already */
-    uint64_t read_hits, read_back;         /* blocks read from memory; from the journal */
-    uint64_t written_out, groups_written_out; /* blocks; groups */
-    uint64_t lost;                         /* blocks that only the journal held, unreadable */
+struct engine_cache_config {
+    uint64_t bytes;       /* for index and pages */
+    uint64_t index_bytes; /* of these for the index, at most */
+    uint64_t stripes_max; /* UINT64_MAX: any number */
+    struct write_back_tunables tunables;
+    struct device *journal; /* borrowed; where dropped blocks are read back from */
+    uint64_t journal_data_offset, ring_blocks;
+    uint32_t checksum_seed;
+    /* A block that only the log held cannot be read back (array bytes). Must not suspend. */
+    void (*data_lost)(void *owner, uint64_t array_offset, int error);
 };
+
+struct write_back_status {
+    uint64_t blocks, stripes;           /* cached now */
+    uint64_t blocks_max, stripes_max;   /* that may be */
+    uint64_t pages, pages_max;          /* of the blocks, in memory */
+    uint64_t cached_total, overwritten; /* blocks ever cached; of them, such as were already */
+    uint64_t read_hits, read_back;      /* blocks read from memory; from the journal */
+    uint64_t written_out, groups_written_out; /* blocks; groups */
+    uint64_t lost;                            /* blocks that only the journal held, unreadable */
+};
+
+/*
+ * Before engine_set_journal; nothing is cached before engine_write_back. -ENOTSUP: the ring, or a
+ * member, is too small or too large for a cache (the text says which). -ENOMEM.
+ */
+int engine_cache_create(struct engine *engine, const struct engine_cache_config *config,
+                        struct error *error) must_check;
+/* From now on changes are cached; or not any more, and what is cached is written out. */
+void engine_write_back(struct engine *engine, bool on);
+/* Everything that was cached before this call is written out; changes go through meanwhile. -EIO:
+ * something cannot be, or the journal has failed. */
+task_fn int engine_drain(struct engine *engine) must_check;
+/* The journal has failed, and no change is under way: the same, without logging anything. */
+task_fn int engine_drain_unlogged(struct engine *engine) must_check;
+/* Ends what is being written out, and begins no more: before the journal is destroyed. */
+task_fn void engine_end_write_back(struct engine *engine);
+/* Is there anything that only the log holds? */
+bool engine_caches(const struct engine *engine) must_check;
+/* All zeros where there is no cache. */
+void engine_write_back_status(const struct engine *engine, struct write_back_status *status);
+
+/* A block of an open cycle that is found in the log at a start: its newest copy. */
+struct engine_found {
+    uint64_t array_offset;
+    uint64_t entry_position; /* bytes in the ring */
+    uint32_t number;         /* of the block in its entry */
+    uint32_t checksum;
+    const void *memory; /* 4096 bytes */
+};
+
+/* Could so many blocks of so many stripes live in the cache, with a log that holds them once? */
+bool engine_adopts(const struct engine *engine, uint64_t blocks, uint64_t stripes) must_check;
+/* Caches it. In the order of the log, before engine_set_journal, which sets aside what they need.
+ */
+void engine_adopt(struct engine *engine, const struct engine_found *found);
 
 /* Groups that one engine_resync takes at most. */
 #define ENGINE_RESYNC_GROUPS_MAX 16u

@@ -5,6 +5,8 @@
  *   request.c  requests cut into pieces; direct reads
  *   run.c      what a worker does with a group
  *   plan.c     which blocks must be read (pure)
+ *   cache.c    which blocks only the log holds (pure)
+ *   write_back.c  who decides that they are written out
  *
  *            piece queued            turn ends, a worker is free        no piece left
  *   (none) --------------> READY -------------------------------> BUSY -------------> (none)
@@ -15,6 +17,7 @@
 #define STRIPELOG_STRIPE_INTERNAL_H
 
 #include "journal/journal.h"
+#include "stripe/cache.h"
 #include "stripe/engine.h"
 #include "stripe/plan.h"
 
@@ -29,16 +32,18 @@ enum piece_kind {
     PIECE_TRIM,      /* punched where whole stripes allow it, ignored elsewhere */
     PIECE_RESYNC,    /* a whole group: parity from data */
     PIECE_WRITE_OUT, /* blocks that the log holds: written, with parity, and only that is logged */
+    PIECE_CACHED,    /* all that is cached in the group, in the same way */
 };
 
-/* One request's part in one group: a contiguous range of the array (RESYNC: none, the whole group;
- * WRITE_OUT: single blocks). */
+/* One request's part in one group: a contiguous range of the array (RESYNC, CACHED: none, the whole
+ * group; WRITE_OUT: single blocks). */
 struct piece {
     enum piece_kind kind;
     bool fua;
     uint64_t array_offset, length;     /* bytes */
     uint8_t *memory;                   /* READ: filled; WRITE: read from. The requester's */
     const struct engine_block *blocks; /* WRITE_OUT: `length` of them; the requester's */
+    uint64_t reserved; /* blocks of the log, from when it is queued until a worker takes it */
     int result;
     struct request *request;
     struct piece *next;
@@ -49,6 +54,7 @@ struct request {
     unsigned pending;
     int error; /* the first */
     struct task *waiter;
+    void (*ended)(struct request *request); /* may be NULL; instead of a waiter */
 };
 
 struct piece_list {
@@ -61,6 +67,11 @@ struct group {
     struct piece_list pieces;
     struct group *hash_next; /* also the free list's */
     struct group *ready_next;
+};
+
+/* Where a block was logged. */
+struct logged_block {
+    uint32_t entry_block, number, checksum;
 };
 
 /* What a worker needs to process a group; one a worker, reused. Arrays have geometry->members
@@ -83,6 +94,10 @@ struct run {
     uint64_t *zero;   /* blocks that a PUNCH piece made zero and nothing has written since */
     uint64_t *trim;   /* blocks that a TRIM piece covers and nothing has written */
     uint64_t *logged; /* of full, blocks whose content the log holds already */
+    uint64_t *cached; /* blocks that only the log holds */
+    uint64_t *lost;   /* such as cannot be read back */
+    uint64_t stuck;   /* stripes of them that could not be written out */
+    uint64_t *based;  /* of cached, blocks whose content is at hand, in cached_block */
     uint64_t *gone;
     uint64_t *unreadable;
     uint64_t *errors;   /* of unreadable, those of working members that said EIO: to be mended */
@@ -94,9 +109,14 @@ struct run {
     uint64_t punched;   /* stripes that are punched */
     bool punch_refused; /* a device turned out not to punch */
 
-    uint8_t **old_block; /* owned: this and the next two; [member * group_stripes + stripe] */
+    uint8_t **old_block; /* owned: this and the next three; [member * group_stripes + stripe] */
     uint8_t **new_block;
     uint8_t **own_block;
+    uint8_t **cached_block;
+    cache_node *node;           /* owned; of cached and lost blocks */
+    struct logged_block *place; /* owned; of blocks that were logged to be cached */
+    int64_t reserved; /* blocks of the log: the pieces', and what cached stripes had set aside */
+    unsigned losses;  /* blocks that turned out to be lost */
 
     uint8_t *area; /* scratch of this phase, from engine->scratch; NULL if none was needed */
     uint64_t area_bytes, area_used;
@@ -119,7 +139,10 @@ struct engine {
     unsigned rows_per_group; /* 0 where a chunk is larger than a group */
     uint8_t *zeros;          /* owned; group_bytes of them */
 
-    struct journal *journal; /* borrowed; NULL: nothing is logged */
+    struct journal *journal;       /* borrowed; NULL: nothing is logged */
+    bool log_gone;                 /* it failed: what is cached is written out without it */
+    uint64_t piece_bytes_max;      /* of a change: more would reserve too much of the log at once */
+    struct write_back *write_back; /* owned; NULL: nothing is cached */
 
     struct pages *scratch; /* owned */
     struct io_pool ios;
@@ -142,6 +165,45 @@ struct engine {
     bool flush_running;
     struct wait_queue flush_waiters;
 };
+
+/* The write-back cache and who writes it out. */
+struct write_back {
+    struct engine *engine;
+    struct engine_cache_config config;
+    struct cache *cache; /* owned */
+    struct journal_holder holder;
+    bool filling;      /* writes are cached */
+    unsigned draining; /* who waits until nothing is cached; nothing is added meanwhile */
+    bool idle;         /* nobody has written for long */
+    bool rotten;       /* something in the log was lost */
+    bool quitting, reclaimer_alive;
+    unsigned caching; /* workers that are logging what they will cache */
+
+    /* Groups that are being written out; the slots are reused. Owned. */
+    struct write_out *write_outs, *write_outs_free;
+    uint64_t *groups; /* owned; chosen, to be sorted */
+    unsigned under_way;
+    unsigned owed; /* groups that are to be chosen whether or not there is still need */
+
+    struct task *reclaimer; /* while it waits */
+    struct wait_queue progress;
+    struct timer idle_timer;
+    uint64_t last_put_ns;
+    struct write_back_status counts;
+};
+
+/* May new writes be cached? */
+static inline bool
+write_back_fills(const struct write_back *wb)
+{
+    return wb != NULL && wb->filling && wb->draining == 0;
+}
+
+/* Something was put, or the log has become fuller. */
+void write_back_put(struct write_back *wb);
+/* Something was written out, or cannot be. */
+void write_back_moved(struct write_back *wb);
+task_fn void write_back_destroy(struct write_back *wb);
 
 static inline void
 piece_list_init(struct piece_list *list)
@@ -179,5 +241,9 @@ task_fn void run_group(struct run *run);
 
 int run_init(struct run *run, struct engine *engine) must_check;
 void run_fini(struct run *run);
+
+/* Blocks of the log that a change of so many blocks, in so many stripes at most, takes at worst,
+ * whether it is cached (then some are set aside) or goes through. */
+uint64_t change_reserve(const struct engine *engine, uint64_t blocks, uint64_t stripes);
 
 #endif

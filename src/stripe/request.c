@@ -32,17 +32,58 @@ window_drain(struct window *window)
     window->count = 0;
 }
 
+uint64_t
+change_reserve(const struct engine *engine, uint64_t blocks, uint64_t stripes)
+{
+    const uint64_t parities = engine->geometry->parities;
+    /* At worst a meta block for each stripe: the run may have to log them apart. */
+    const uint64_t logged = blocks + stripes * (1 + parities);
+
+    /* Cached stripes have max(1 + parities, 1 + blocks) set aside (C2). */
+    return engine->write_back == NULL ? logged : logged + blocks + stripes * (1 + parities);
+}
+
+/* What the piece needs of the log. A contiguous range has at most one stripe for each block. */
+static uint64_t
+piece_reserve(const struct engine *engine, const struct piece *piece)
+{
+    const uint64_t parities = engine->geometry->parities;
+    uint64_t blocks;
+
+    switch (piece->kind) {
+    case PIECE_WRITE:
+    case PIECE_ZERO:
+        blocks = (round_up(piece->array_offset + piece->length, BLOCK_BYTES) -
+                  round_down(piece->array_offset, BLOCK_BYTES)) /
+                 BLOCK_BYTES;
+        return change_reserve(engine, blocks, min_u64(blocks, engine->group_stripes));
+    case PIECE_WRITE_OUT:
+        return min_u64(piece->length, engine->group_stripes) * (1 + parities);
+    default:
+        return 0;
+    }
+}
+
+/* E9: space in the log first, while the request holds nothing: its earlier pieces go on by
+ * themselves. */
 static task_fn void
 window_add(struct window *window, const struct piece *piece, uint64_t member_offset)
 {
+    struct engine *engine = window->engine;
+    const uint64_t reserve = engine->journal == NULL ? 0 : piece_reserve(engine, piece);
     struct piece *slot;
 
     if (window->count == REQUEST_PIECES_MAX)
         window_drain(window);
+    if (reserve > 0 && journal_reserve(engine->journal, reserve) < 0) {
+        window->request.error = window->request.error != 0 ? window->request.error : -EIO;
+        return;
+    }
     slot = &window->pieces[window->count++];
     *slot = *piece;
     slot->request = &window->request;
-    engine_queue(window->engine, slot, member_offset);
+    slot->reserved = reserve;
+    engine_queue(engine, slot, member_offset);
 }
 
 /* Length of the piece that begins at an array offset: to the end of its group, and of its chunk
@@ -71,6 +112,9 @@ window_add_range(struct window *window, struct piece like, uint64_t offset, uint
         geometry_map(window->engine->geometry, offset, &place);
         like.array_offset = offset;
         like.length = min_u64(length, piece_length(window->engine, offset, &place));
+        if (window->engine->journal != NULL && like.kind != PIECE_READ)
+            like.length =
+                min_u64(like.length, window->engine->piece_bytes_max - offset % BLOCK_BYTES);
         like.memory = memory;
         window_add(window, &like, place.member_offset);
         offset += like.length;
@@ -167,6 +211,19 @@ read_single(struct engine *engine, void *memory, const struct place *place, uint
     return io_wait(&ios);
 }
 
+/* May something be cached in the groups of this range of the members? (E11) */
+static bool
+cached_maybe(const struct engine *engine, uint64_t member_offset, uint64_t length)
+{
+    if (engine->write_back == NULL)
+        return false;
+    for (uint64_t at = round_down(member_offset, engine->group_bytes); at < member_offset + length;
+         at += engine->group_bytes)
+        if (cache_group_maybe(engine->write_back->cache, at / engine->group_bytes))
+            return true;
+    return false;
+}
+
 static task_fn int
 read_direct(struct engine *engine, uint8_t *memory, uint64_t offset, uint64_t length)
 {
@@ -181,7 +238,8 @@ read_direct(struct engine *engine, uint8_t *memory, uint64_t offset, uint64_t le
 
         geometry_map(engine->geometry, offset, &place);
         part = min_u64(length, place.length);
-        if (member_readable(&engine->members[place.member], place.member_offset, part)) {
+        if (member_readable(&engine->members[place.member], place.member_offset, part) &&
+            !cached_maybe(engine, place.member_offset, part)) {
             direct_add(&direct, &place, memory, part);
         } else {
             direct_submit_all(&direct);
@@ -198,17 +256,46 @@ read_direct(struct engine *engine, uint8_t *memory, uint64_t offset, uint64_t le
     return window.request.error != 0 ? window.request.error : result;
 }
 
+/* All of it from pages of the cache; false if some is not there. Nothing is in memory that was not
+ * answered, or will be, so it does not matter who has the group. */
+static bool
+read_cached(struct engine *engine, uint8_t *memory, const struct place *place, uint64_t length)
+{
+    struct write_back *wb = engine->write_back;
+    const uint64_t first = place->member_offset / BLOCK_BYTES;
+    const uint64_t blocks = length / BLOCK_BYTES;
+    uint8_t *page;
+
+    for (uint64_t i = 0; i < blocks; ++i) {
+        cache_node node = cache_first(wb->cache, first + i);
+
+        while (node != 0 && cache_member(wb->cache, node) != place->member)
+            node = cache_next(wb->cache, node);
+        page = node == 0 ? NULL : cache_page(wb->cache, node);
+        if (page == NULL)
+            return false;
+        memcpy(memory + i * BLOCK_BYTES, page, BLOCK_BYTES);
+    }
+    wb->counts.read_hits += blocks;
+    return true;
+}
+
 task_fn int
 engine_read(struct engine *engine, void *memory, uint64_t offset, uint64_t length)
 {
     const unsigned missing = engine_missing(engine);
     struct place place;
+    bool cached;
     int result;
 
     assert(offset % BLOCK_BYTES == 0);
     assert(length % BLOCK_BYTES == 0);
     geometry_map(engine->geometry, offset, &place);
-    if (length <= place.length &&
+    cached = cached_maybe(engine, place.member_offset, min_u64(length, place.length));
+    if (cached && length <= min_u64(place.length, engine->group_bytes) &&
+        read_cached(engine, memory, &place, length))
+        return 0;
+    if (length <= place.length && !cached &&
         member_readable(&engine->members[place.member], place.member_offset, length))
         result = read_single(engine, memory, &place, length);
     else
@@ -223,14 +310,23 @@ engine_read(struct engine *engine, void *memory, uint64_t offset, uint64_t lengt
 
 /* --- Changing ------------------------------------------------------------------------------ */
 
+/* What went through the log is durable; what is cached may be only complete. */
+static task_fn int
+log_flush(struct engine *engine)
+{
+    return engine->journal == NULL ? 0 : journal_flush(engine->journal);
+}
+
 task_fn int
 engine_write(struct engine *engine, const void *memory, uint64_t offset, uint64_t length, bool fua)
 {
     /* Pieces have one memory pointer for both directions; WRITE pieces only read from it. */
-    return request_run(
+    const int result = request_run(
         engine,
         (struct piece){.kind = PIECE_WRITE, .fua = fua, .memory = (uint8_t *)(uintptr_t)memory},
         offset, length);
+
+    return result == 0 && fua ? log_flush(engine) : result;
 }
 
 static bool
@@ -268,7 +364,7 @@ engine_zero(struct engine *engine, uint64_t offset, uint64_t length, bool may_pu
         offset, length);
     if (result == 0 && punch && fua)
         result = engine_flush(engine);
-    return result;
+    return result == 0 && fua ? log_flush(engine) : result;
 }
 
 task_fn int
@@ -287,17 +383,25 @@ engine_trim(struct engine *engine, uint64_t offset, uint64_t length, bool fua)
 task_fn int
 engine_write_out(struct engine *engine, const struct engine_block *blocks, unsigned count)
 {
+    /* As many as may be reserved at once; only parity is logged. */
+    const uint64_t stripes_max =
+        journal_reserve_max(engine->journal) / (1 + engine->geometry->parities);
     struct window window = {.engine = engine};
 
     for (unsigned i = 0, n; i < count; i += n) {
         struct place first, place;
+        uint64_t stripes = 1, last;
 
         geometry_map(engine->geometry, blocks[i].array_offset, &first);
+        last = first.member_offset;
         for (n = 1; i + n < count; ++n) {
             geometry_map(engine->geometry, blocks[i + n].array_offset, &place);
             if (place.member_offset / engine->group_bytes !=
                 first.member_offset / engine->group_bytes)
                 break;
+            if (place.member_offset != last && ++stripes > stripes_max)
+                break;
+            last = place.member_offset;
         }
         window_add(&window,
                    &(struct piece){.kind = PIECE_WRITE_OUT, .blocks = &blocks[i], .length = n},

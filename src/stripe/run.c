@@ -17,7 +17,7 @@
 #include "parity/parity.h"
 #include <stdlib.h>
 
-#define MASK_ARRAYS 16u
+#define MASK_ARRAYS 19u
 /* Of a group's data, the part from which on a write is a long one: a quarter. */
 #define AWAIT_SHARE 4u
 
@@ -30,20 +30,23 @@ run_init(struct run *run, struct engine *engine)
 
     run->engine = engine;
     run->masks = calloc((size_t)MASK_ARRAYS * n, sizeof *run->masks);
-    run->old_block = calloc(3 * blocks, sizeof *run->old_block);
+    run->old_block = calloc(4 * blocks, sizeof *run->old_block);
+    run->node = calloc(blocks, sizeof *run->node);
+    run->place = calloc(blocks, sizeof *run->place);
     run->member_error = calloc(n, sizeof *run->member_error);
     run->log_data = calloc(n, sizeof *run->log_data);
     if (run->masks == NULL || run->old_block == NULL || run->member_error == NULL ||
-        run->log_data == NULL)
+        run->log_data == NULL || run->node == NULL || run->place == NULL)
         return -ENOMEM;
     run->new_block = run->old_block + blocks;
     run->own_block = run->new_block + blocks;
+    run->cached_block = run->own_block + blocks;
     mask = run->masks;
     uint64_t **const arrays[MASK_ARRAYS] = {
-        &run->full,      &run->part,         &run->own,        &run->zero,
-        &run->trim,      &run->gone,         &run->unreadable, &run->errors,
-        &run->suspect,   &run->writable,     &run->write,      &run->plan.need,
-        &run->plan.want, &run->plan.recover, &run->logged,     &run->made,
+        &run->full,  &run->part,       &run->own,       &run->zero,         &run->trim,
+        &run->gone,  &run->unreadable, &run->errors,    &run->suspect,      &run->writable,
+        &run->write, &run->plan.need,  &run->plan.want, &run->plan.recover, &run->logged,
+        &run->made,  &run->cached,     &run->lost,      &run->based,
     };
     for (unsigned i = 0; i < MASK_ARRAYS; ++i, mask += n)
         *arrays[i] = mask;
@@ -64,6 +67,8 @@ run_fini(struct run *run)
     free(run->old_block);
     free(run->member_error);
     free(run->log_data);
+    free(run->node);
+    free(run->place);
 }
 
 /* --- Small helpers --------------------------------------------------------------------------- */
@@ -169,6 +174,13 @@ slice_congruent(const struct slice *slice)
     return ((uintptr_t)slice->memory - slice->offset) % BLOCK_BYTES == 0;
 }
 
+/* Where changes are logged; NULL: nowhere. */
+static struct journal *
+run_journal(const struct run *run)
+{
+    return run->engine->log_gone ? NULL : run->engine->journal;
+}
+
 /* Pieces that touch one of these stripes get the error. */
 static void
 pieces_fail(struct run *run, uint64_t stripes, int error, bool (*concerned)(const struct piece *))
@@ -246,7 +258,7 @@ run_look(struct run *run)
         }
         run->unreadable[m] |= run->errors[m];
         run->writable[m] = member->state == MEMBER_MISSING ? 0 : ~UINT64_C(0);
-        run->made[m] = run->engine->journal != NULL ? ~UINT64_C(0) : run->writable[m]; /* E6 */
+        run->made[m] = run_journal(run) != NULL ? ~UINT64_C(0) : run->writable[m]; /* E6 */
     }
 }
 
@@ -490,6 +502,196 @@ mend_pages(const struct run *run)
     return masks_union(run, run->errors) != 0;
 }
 
+/* --- What is cached -------------------------------------------------------------------------- */
+
+/* Looks up what is cached in the group. Only who has the group changes that (pages may go). */
+static void
+cached_look(struct run *run)
+{
+    const struct write_back *wb = run->engine->write_back;
+    const uint64_t first = run->base / BLOCK_BYTES;
+
+    masks_clear(run, run->cached);
+    masks_clear(run, run->lost);
+    run->stuck = 0;
+    if (wb == NULL || !cache_group_maybe(wb->cache, run->group->index))
+        return;
+    for (unsigned s = 0; s < run->engine->group_stripes; ++s)
+        for (cache_node n = cache_first(wb->cache, first + s); n != 0;
+             n = cache_next(wb->cache, n)) {
+            const unsigned m = cache_member(wb->cache, n);
+            const uint64_t bit = UINT64_C(1) << s;
+
+            run->node[block_at(run, m, s)] = n;
+            if (cache_lost(wb->cache, n))
+                run->lost[m] |= bit;
+            else
+                run->cached[m] |= bit;
+            if (cache_stuck(wb->cache, n))
+                run->stuck |= bit;
+        }
+}
+
+/* Keeps the pages of these cached blocks where they are; returns how many have none. */
+static unsigned
+cached_pin(struct run *run, const uint64_t *masks)
+{
+    struct cache *cache = run->engine->write_back->cache;
+    unsigned dropped = 0;
+
+    for (unsigned m = 0; m < run->engine->members_count; ++m) {
+        run->based[m] = masks[m] & run->cached[m];
+        for (uint64_t rest = run->based[m]; rest != 0; rest &= rest - 1) {
+            const size_t b = block_at(run, m, (unsigned)__builtin_ctzll(rest));
+
+            run->cached_block[b] = cache_page(cache, run->node[b]);
+            if (run->cached_block[b] != NULL)
+                cache_pin(cache, run->node[b]);
+            else
+                ++dropped;
+        }
+    }
+    return dropped;
+}
+
+static void
+cached_unpin(struct run *run)
+{
+    for (unsigned m = 0; m < run->engine->members_count; ++m) {
+        for (uint64_t rest = run->based[m]; rest != 0; rest &= rest - 1) {
+            const size_t b = block_at(run, m, (unsigned)__builtin_ctzll(rest));
+
+            if (cache_page(run->engine->write_back->cache, run->node[b]) != NULL)
+                cache_unpin(run->engine->write_back->cache, run->node[b]);
+        }
+        run->based[m] = 0;
+    }
+}
+
+/* The block that was to be read back is not what was logged: C4. */
+static void
+cached_lose(struct run *run, unsigned m, unsigned s, int error)
+{
+    struct write_back *wb = run->engine->write_back;
+    const size_t b = block_at(run, m, s);
+    const uint64_t bit = UINT64_C(1) << s;
+    const uint64_t set_aside = cache_counts(wb->cache)->reserve_blocks;
+    uint64_t array_offset;
+
+    cache_lose(wb->cache, run->node[b]);
+    run->reserved += (int64_t)(set_aside - cache_counts(wb->cache)->reserve_blocks);
+    run->cached[m] &= ~bit;
+    run->based[m] &= ~bit;
+    run->lost[m] |= bit;
+    ++run->losses;
+    ++wb->counts.lost;
+    /* A recovery would take it for the end of the log: the tail has to pass it. */
+    wb->rotten = true;
+    journal_holder_moved(run->engine->journal);
+    write_back_moved(wb);
+    if (!geometry_unmap(run->engine->geometry, m, run->base + s * (uint64_t)BLOCK_BYTES,
+                        &array_offset))
+        assert(!"a cached block is data");
+    wb->config.data_lost(run->engine->config.owner, array_offset, error);
+}
+
+/* Reads back, into scratch memory, what cached_pin found without a page, and verifies it. Blocks
+ * that are lost leave based[]; false if there were any. */
+static task_fn bool
+cached_fetch(struct run *run)
+{
+    struct write_back *wb = run->engine->write_back;
+    const struct engine_cache_config *config = &wb->config;
+    const unsigned n = run->engine->members_count;
+    const unsigned losses = run->losses;
+    struct io_group ios;
+    uint64_t ring_block;
+    uint32_t checksum;
+    bool any = false;
+
+    io_group_init(&ios, run->engine->loop);
+    for (unsigned m = 0; m < n; ++m)
+        for (uint64_t rest = run->based[m]; rest != 0; rest &= rest - 1) {
+            const size_t b = block_at(run, m, (unsigned)__builtin_ctzll(rest));
+            struct io *io;
+
+            if (run->cached_block[b] != NULL)
+                continue;
+            any = true;
+            run->cached_block[b] = area_block(run);
+            cache_copy(wb->cache, run->node[b], &ring_block, &checksum);
+            io = io_take(&run->engine->ios);
+            io->op = IO_READ;
+            io->offset = config->journal_data_offset + ring_block * BLOCK_BYTES;
+            if (!io_add(io, run->cached_block[b], BLOCK_BYTES))
+                assert(!"a fresh io has room");
+            io_submit(io, config->journal, &ios);
+            ++wb->counts.read_back;
+        }
+    if (!any)
+        return true;
+    (void)io_wait(&ios); /* what could not be read is not what its checksum says */
+    for (unsigned m = 0; m < n; ++m)
+        for (uint64_t rest = run->based[m]; rest != 0; rest &= rest - 1) {
+            const unsigned s = (unsigned)__builtin_ctzll(rest);
+            const size_t b = block_at(run, m, s);
+            int error = -EBADMSG;
+
+            if (cache_page(wb->cache, run->node[b]) != NULL)
+                continue;
+            cache_copy(wb->cache, run->node[b], &ring_block, &checksum);
+            if (journal_checksum(config->checksum_seed, run->cached_block[b], BLOCK_BYTES) ==
+                checksum)
+                continue;
+            /* Once more, alone: an error may pass, and says what it is. */
+            error =
+                device_read(config->journal, run->cached_block[b],
+                            config->journal_data_offset + ring_block * BLOCK_BYTES, BLOCK_BYTES);
+            if (error < 0 || journal_checksum(config->checksum_seed, run->cached_block[b],
+                                              BLOCK_BYTES) != checksum)
+                cached_lose(run, m, s, error < 0 ? error : -EBADMSG);
+        }
+    return run->losses == losses;
+}
+
+/* These stripes are on the members: nothing of them is cached any more. What was lost goes where it
+ * was written anew. */
+static void
+cached_remove(struct run *run, uint64_t stripes)
+{
+    struct cache *cache = run->engine->write_back->cache;
+    const uint64_t set_aside = cache_counts(cache)->reserve_blocks;
+
+    for (unsigned m = 0; m < run->engine->members_count; ++m) {
+        uint64_t gone = (run->cached[m] | (run->lost[m] & (run->full[m] | run->part[m]))) & stripes;
+
+        run->cached[m] &= ~gone;
+        run->lost[m] &= ~gone;
+        for (; gone != 0; gone &= gone - 1) {
+            cache_remove(cache, run->node[block_at(run, m, (unsigned)__builtin_ctzll(gone))]);
+            ++run->engine->write_back->counts.written_out;
+        }
+    }
+    run->reserved += (int64_t)(set_aside - cache_counts(cache)->reserve_blocks);
+    run->stuck &= ~stripes;
+    write_back_moved(run->engine->write_back);
+}
+
+/* These stripes could not be written out: they stay in the log, for the next recovery. */
+static void
+cached_stick(struct run *run, uint64_t stripes)
+{
+    struct cache *cache = run->engine->write_back->cache;
+    const uint64_t set_aside = cache_counts(cache)->reserve_blocks;
+
+    stripes &= masks_union(run, run->cached);
+    run->stuck |= stripes;
+    for (; stripes != 0; stripes &= stripes - 1)
+        cache_stick(cache, run->base / BLOCK_BYTES + (unsigned)__builtin_ctzll(stripes));
+    run->reserved += (int64_t)(set_aside - cache_counts(cache)->reserve_blocks);
+    write_back_moved(run->engine->write_back);
+}
+
 static void
 phase_begin(struct run *run)
 {
@@ -521,6 +723,27 @@ reads_need(struct run *run)
     }
 }
 
+/* What is cached is not read from its member (E11). */
+static void
+reads_need_members(struct run *run)
+{
+    reads_need(run);
+    for (unsigned m = 0; m < run->engine->members_count; ++m)
+        run->plan.need[m] &= ~(run->cached[m] | run->lost[m]);
+}
+
+static void
+reads_fail_lost(struct run *run)
+{
+    for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
+        struct slice slice;
+
+        for (uint64_t at = 0; piece_reads(piece) && piece_slice(run, piece, &at, &slice);)
+            if (slice_stripes(&slice) & run->lost[slice.member])
+                piece->result = -EIO;
+    }
+}
+
 static void
 reads_copy_out(struct run *run)
 {
@@ -533,10 +756,15 @@ reads_copy_out(struct run *run)
             uint8_t *target = slice.memory;
 
             for (uint64_t rest = slice_stripes(&slice); rest != 0;
-                 rest &= rest - 1, target += BLOCK_BYTES)
-                memcpy(target,
-                       run->old_block[block_at(run, slice.member, (unsigned)__builtin_ctzll(rest))],
-                       BLOCK_BYTES);
+                 rest &= rest - 1, target += BLOCK_BYTES) {
+                const unsigned s = (unsigned)__builtin_ctzll(rest);
+                const bool cached = run->cached[slice.member] >> s & 1;
+
+                memcpy(
+                    target,
+                    (cached ? run->cached_block : run->old_block)[block_at(run, slice.member, s)],
+                    BLOCK_BYTES);
+            }
         }
     }
 }
@@ -544,19 +772,29 @@ reads_copy_out(struct run *run)
 static task_fn void
 phase_reads(struct run *run)
 {
-    unsigned spare;
+    const bool caches = masks_union(run, run->cached) != 0;
+    unsigned spare, dropped = 0;
 
     phase_begin(run);
-    do {
+    if (caches) {
         reads_need(run);
+        dropped = cached_pin(run, run->plan.need);
+    }
+    do {
+        reads_need_members(run);
         run_look(run);
         plan_read(&run->plan, masks_union(run, run->plan.need));
         spare = mend_pages(run);
-    } while (!run_fetch(run, spare));
+    } while (!run_fetch(run, spare + dropped));
     pieces_fail(run, run->plan.failed, -EIO, piece_reads);
+    if (caches)
+        ignored(cached_fetch(run)); /* what is lost fails in the next line */
+    reads_fail_lost(run);
     reads_copy_out(run);
     if (spare > 0)
         run_mend(run, area_block(run));
+    if (caches)
+        cached_unpin(run);
     area_give(run);
 }
 
@@ -566,7 +804,8 @@ static bool
 piece_changes(const struct piece *piece)
 {
     return piece->kind == PIECE_WRITE || piece->kind == PIECE_ZERO || piece->kind == PIECE_PUNCH ||
-           piece->kind == PIECE_TRIM || piece->kind == PIECE_WRITE_OUT;
+           piece->kind == PIECE_TRIM || piece->kind == PIECE_WRITE_OUT ||
+           piece->kind == PIECE_CACHED;
 }
 
 static void
@@ -629,7 +868,7 @@ gather(struct run *run)
     for (const struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
         struct slice slice;
 
-        if (!piece_changes(piece))
+        if (!piece_changes(piece) || piece->result < 0)
             continue;
         run->fua = run->fua || piece->fua;
         for (uint64_t at = 0; piece_slice(run, piece, &at, &slice);)
@@ -688,13 +927,16 @@ static void
 compose(struct run *run)
 {
     for (unsigned m = 0; m < run->engine->members_count; ++m)
-        for (uint64_t rest = run->full[m] | run->part[m]; rest != 0; rest &= rest - 1)
-            run->new_block[block_at(run, m, (unsigned)__builtin_ctzll(rest))] = NULL;
+        for (uint64_t rest = run->full[m] | run->part[m]; rest != 0; rest &= rest - 1) {
+            const size_t b = block_at(run, m, (unsigned)__builtin_ctzll(rest));
+
+            run->new_block[b] = run->based[m] & rest & -rest ? run->cached_block[b] : NULL;
+        }
     area_assign(run, run->own, run->own_block);
     for (const struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
         struct slice slice;
 
-        if (!piece_changes(piece) || piece->kind == PIECE_TRIM)
+        if (!piece_changes(piece) || piece->kind == PIECE_TRIM || piece->result < 0)
             continue;
         for (uint64_t at = 0; piece_slice(run, piece, &at, &slice);)
             compose_slice(run, piece, &slice);
@@ -930,9 +1172,9 @@ unreadable_afterwards(const struct run *run)
 /* --- Logging --- */
 
 /* The lowest of these stripes, as many as fit into one append, and the blocks of the log that they
- * take at most. */
+ * take at most; with their parity if they go through. */
 static uint64_t
-stripes_for_log(const struct run *run, uint64_t stripes, uint64_t *need)
+stripes_for_log(const struct run *run, uint64_t stripes, bool through, uint64_t *need)
 {
     const struct engine *engine = run->engine;
     const uint64_t most = journal_reserve_max(engine->journal);
@@ -945,7 +1187,7 @@ stripes_for_log(const struct run *run, uint64_t stripes, uint64_t *need)
 
         for (unsigned m = 0; m < engine->members_count; ++m)
             data += ((run->full[m] | run->part[m]) & ~run->logged[m] & bit) != 0;
-        parity += engine->geometry->parities;
+        parity += through ? engine->geometry->parities : 0;
         with = journal_need(engine->journal, ++count, data, parity);
         if (with > most)
             break;
@@ -964,13 +1206,14 @@ changes_restrict(struct run *run, uint64_t stripes)
         run->full[m] &= stripes;
         run->part[m] &= stripes;
         run->own[m] &= stripes;
+        run->based[m] &= stripes;
     }
     run->touched &= stripes;
 }
 
-/* One stripe's new data, and its parity: one step of the log (E7). */
+/* One stripe's new data, and its parity if it goes through: one step of the log (E7). */
 static int
-log_stripe(struct run *run, struct journal_append *append, unsigned s)
+log_stripe(struct run *run, struct journal_append *append, unsigned s, bool through)
 {
     const struct engine *engine = run->engine;
     const struct row_shape *shape = plan_shape(&run->plan, s);
@@ -978,10 +1221,14 @@ log_stripe(struct run *run, struct journal_append *append, unsigned s)
     struct journal_step step = {
         .member_offset = member_offset,
         .data = run->log_data,
-        .p = run->new_block[block_at(run, shape->p, s)],
-        .q = shape->q == NO_MEMBER ? NULL : run->new_block[block_at(run, shape->q, s)],
     };
+    unsigned number = 0;
+    int result;
 
+    if (through) {
+        step.p = run->new_block[block_at(run, shape->p, s)];
+        step.q = shape->q == NO_MEMBER ? NULL : run->new_block[block_at(run, shape->q, s)];
+    }
     for (unsigned i = 0; i < shape->data_count; ++i) {
         const unsigned m = shape->data[i];
         struct journal_data *data = &run->log_data[step.data_count];
@@ -993,20 +1240,37 @@ log_stripe(struct run *run, struct journal_append *append, unsigned s)
             ++step.data_count;
         }
     }
-    return journal_append_step(engine->journal, append, &step);
+    result = journal_append_step(engine->journal, append, &step);
+    for (unsigned i = 0; !through && i < shape->data_count; ++i) {
+        const unsigned m = shape->data[i];
+
+        if ((run->full[m] | run->part[m]) >> s & 1) {
+            run->place[block_at(run, m, s)] = (struct logged_block){
+                .entry_block = (uint32_t)(step.entry_position / BLOCK_BYTES),
+                .number = step.first_block + number,
+                .checksum = run->log_data[number].checksum,
+            };
+            ++number;
+        }
+    }
+    return result;
 }
 
-/* Logs the stripes and waits until they are durable: nothing of them may reach a member before,
- * since a crash would leave parity that lies. */
+/* Logs the stripes. If they go through, waits until they are durable: nothing of them may reach a
+ * member before, since a crash would leave parity that lies. If they are cached, it is enough that
+ * nothing can come between them and what follows in the log. */
 static task_fn int
-log_stripes(struct run *run, struct journal_append *append, uint64_t stripes, uint64_t reserved)
+log_stripes(struct run *run, struct journal_append *append, uint64_t stripes, uint64_t reserved,
+            bool through)
 {
     int result = 0, waited;
 
     journal_append_begin(run->engine->journal, append, reserved);
+    run->reserved -= (int64_t)reserved;
     for (; stripes != 0 && result == 0; stripes &= stripes - 1)
-        result = log_stripe(run, append, (unsigned)__builtin_ctzll(stripes));
-    waited = journal_append_wait(run->engine->journal, append);
+        result = log_stripe(run, append, (unsigned)__builtin_ctzll(stripes), through);
+    waited = journal_append_wait(run->engine->journal, append,
+                                 through ? JOURNAL_DURABLE : JOURNAL_COMPLETE);
     return result < 0 ? result : waited;
 }
 
@@ -1023,13 +1287,27 @@ log_end(struct run *run, struct journal_append *append)
         journal_append_finish(engine->journal, append);
 }
 
+/* What was cached of the stripes that went through need not be any more, where they could. */
+static void
+cached_end(struct run *run)
+{
+    const bool beyond = engine_degraded(run->engine) > run->engine->geometry->parities;
+    const uint64_t failed = beyond ? run->touched : run->touched & run->plan.failed;
+
+    cached_remove(run, run->touched & ~failed);
+    cached_stick(run, failed & ~run->stuck);
+}
+
 /* --- The whole phase --- */
 
-/* What has been gathered: read, made, logged, written. reserved: blocks of the log. */
-static task_fn void
+/* What has been gathered: read, made, logged, written. reserved: blocks of the log. False if
+ * something that is cached was lost on the way: to be gathered again without it. */
+static task_fn bool
 change_stripes(struct run *run, uint64_t reserved)
 {
-    struct journal *const journal = run->engine->journal;
+    struct journal *const journal = run_journal(run);
+    const bool caches = masks_union(run, run->based) != 0;
+    const unsigned dropped = caches ? cached_pin(run, run->based) : 0;
     const unsigned n = run->engine->members_count;
     struct journal_append append;
     uint64_t parity_stripes, extra, parity_blocks, hopeless;
@@ -1044,18 +1322,25 @@ change_stripes(struct run *run, uint64_t reserved)
         masks_clear(run, run->write);
         mark_parity(run, parity_stripes, run->write);
         parity_blocks = plan_count(run->write, n);
-        extra = parity_blocks + plan_count(run->own, n) + mend_pages(run);
+        extra = parity_blocks + plan_count(run->own, n) + mend_pages(run) + dropped;
     } while (!run_fetch(run, extra));
+    if (caches && !cached_fetch(run)) {
+        cached_unpin(run);
+        area_give(run);
+        return false;
+    }
 
     area_assign(run, run->write, run->new_block); /* parity only, so far */
     compose(run);
     compute_parity(run, run->plan.by_data, false);
     compute_parity(run, run->plan.by_delta, true);
-    if (journal != NULL && log_stripes(run, &append, parity_stripes, reserved) < 0) {
+    if (journal != NULL && log_stripes(run, &append, parity_stripes, reserved, true) < 0) {
         journal_append_finish(journal, &append);
+        if (caches)
+            cached_unpin(run); /* what was cached is as it was */
         area_give(run);
         pieces_fail(run, run->touched, -EIO, piece_changes);
-        return;
+        return true;
     }
     for (unsigned m = 0; m < n; ++m) {
         run->write[m] |= (run->full[m] | run->part[m]) & ~run->plan.failed;
@@ -1074,6 +1359,10 @@ change_stripes(struct run *run, uint64_t reserved)
     if (run->fua && run->punched != 0)
         engine_flush_members(run->engine);
     run_report_members(run, "write");
+    if (caches)
+        cached_unpin(run);
+    if (run->engine->write_back != NULL)
+        cached_end(run); /* E12 */
     if (journal != NULL)
         log_end(run, &append);
     if (mend_pages(run) > 0)
@@ -1083,6 +1372,7 @@ change_stripes(struct run *run, uint64_t reserved)
     pieces_fail(run, run->plan.failed, -EIO, piece_changes);
     if (engine_degraded(run->engine) > run->engine->geometry->parities)
         pieces_fail(run, run->stripes, -EIO, piece_changes);
+    return true;
 }
 
 /* A long write begins or ends within this group's rows, and whoever writes in sequence brings the
@@ -1111,36 +1401,258 @@ await_rest(struct run *run)
     gather(run);
 }
 
-/* E9. Who has space in the log waits for devices and superblocks only (E3: its scratch memory comes
- * after the space, and those who hold scratch memory have their space), so it comes back. */
+/* The blocks that were logged are cached now. */
+static void
+cached_put(struct run *run)
+{
+    struct write_back *wb = run->engine->write_back;
+    const uint64_t set_aside = cache_counts(wb->cache)->reserve_blocks;
+
+    for (uint64_t rest = run->touched & ~run->plan.failed; rest != 0; rest &= rest - 1) {
+        const unsigned s = (unsigned)__builtin_ctzll(rest);
+
+        for (unsigned m = 0; m < run->engine->members_count; ++m) {
+            const size_t b = block_at(run, m, s);
+
+            if ((run->full[m] | run->part[m]) >> s & 1)
+                cache_put(wb->cache,
+                          &(struct cache_place){.stripe = run->base / BLOCK_BYTES + s,
+                                                .member = m,
+                                                .entry_block = run->place[b].entry_block,
+                                                .block = run->place[b].number,
+                                                .checksum = run->place[b].checksum},
+                          run->new_block[b]);
+        }
+    }
+    run->reserved -= (int64_t)(cache_counts(wb->cache)->reserve_blocks - set_aside);
+    write_back_put(wb);
+}
+
+/* What has been gathered, left in the log: partial blocks completed, logged, cached. False as
+ * change_stripes. */
+static task_fn bool
+cache_stripes(struct run *run, uint64_t reserved)
+{
+    struct journal *const journal = run->engine->journal;
+    const bool caches = masks_union(run, run->based) != 0;
+    const unsigned dropped = caches ? cached_pin(run, run->based) : 0;
+    struct journal_append append;
+    int result;
+
+    phase_begin(run);
+    do {
+        run_look(run);
+        memcpy(run->plan.need, run->part, run->engine->members_count * sizeof *run->part);
+        plan_read(&run->plan, masks_union(run, run->part));
+    } while (!run_fetch(run, plan_count(run->own, run->engine->members_count) + mend_pages(run) +
+                                 dropped));
+    if (caches && !cached_fetch(run)) {
+        cached_unpin(run);
+        area_give(run);
+        return false;
+    }
+    compose(run);
+    if (mend_pages(run) > 0)
+        run_mend(run, area_block(run));
+    result = log_stripes(run, &append, run->touched & ~run->plan.failed, reserved, false);
+    if (caches)
+        cached_unpin(run);
+    /* Nothing of an append that did not come to its end reaches the cache: what was there before
+     * counts. */
+    if (result == 0)
+        cached_put(run);
+    /* Not before: the entry bounds the tail until the cache does. */
+    journal_append_finish(journal, &append);
+    area_give(run);
+    pieces_fail(run, result < 0 ? run->touched : run->plan.failed, -EIO, piece_changes);
+    return true;
+}
+
+/* Partial writes to what is lost cannot be completed. True if there are any: they are errors now.
+ */
+static bool
+fail_incomplete(struct run *run)
+{
+    bool any = false;
+
+    if (masks_union(run, run->lost) == 0)
+        return false;
+    for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
+        struct slice slice;
+
+        if (!piece_changes(piece) || piece->result < 0)
+            continue;
+        for (uint64_t at = 0; piece_slice(run, piece, &at, &slice);)
+            if (slice_stripes(&slice) & ~slice_whole_stripes(&slice) & run->part[slice.member] &
+                run->lost[slice.member]) {
+                piece->result = -EIO;
+                any = true;
+            }
+    }
+    return any;
+}
+
+/* Gathers these stripes' changes, and what is cached and has to be at hand for them: all of it
+ * where they go through, else what partial blocks are completed with. */
+static void
+changes_take(struct run *run, uint64_t stripes, bool through)
+{
+    gather(run);
+    if (fail_incomplete(run))
+        gather(run);
+    run->fua = false; /* what goes through the log is durable; who caches flushes the log */
+    for (unsigned m = 0; m < run->engine->members_count; ++m) {
+        const uint64_t wanted = through ? run->cached[m] : run->cached[m] & run->part[m];
+        const uint64_t based = wanted & ~run->full[m];
+
+        run->based[m] = based;
+        run->logged[m] |= based & ~run->part[m];
+        run->full[m] |= based;
+        run->part[m] &= ~based;
+        run->touched |= based;
+    }
+    changes_restrict(run, stripes);
+}
+
+/* What is more than these changes take of the log, for the changes and for what they set aside, is
+ * given back before it is waited for anything. */
+static void
+reserve_trim(struct run *run, uint64_t need, bool through)
+{
+    struct cache *cache = run->engine->write_back == NULL ? NULL : run->engine->write_back->cache;
+    int64_t keep = (int64_t)need;
+
+    for (uint64_t rest = cache == NULL ? 0 : run->touched; rest != 0; rest &= rest - 1) {
+        const uint64_t bit = rest & -rest;
+        unsigned before = 0, after = 0;
+
+        for (unsigned m = 0; m < run->engine->members_count; ++m) {
+            before += (run->cached[m] & bit) != 0;
+            after += ((run->cached[m] | run->full[m] | run->part[m]) & bit) != 0;
+        }
+        keep -= run->stuck & bit ? 0 : (int64_t)cache_reserve(cache, before);
+        keep += through ? 0 : (int64_t)cache_reserve(cache, after);
+    }
+    keep = keep > 0 ? keep : 0;
+    if (run->reserved > keep && run_journal(run) != NULL) {
+        journal_unreserve(run->engine->journal, (uint64_t)(run->reserved - keep));
+        run->reserved = keep;
+    }
+}
+
+static task_fn void
+changes_run(struct run *run, uint64_t stripes, bool through, bool last)
+{
+    while (stripes != 0) {
+        uint64_t batch, need;
+
+        changes_take(run, stripes, through);
+        stripes = run->touched;
+        if (stripes == 0)
+            break;
+        batch = stripes_for_log(run, stripes, through, &need);
+        changes_restrict(run, batch);
+        if (last && batch == stripes)
+            reserve_trim(run, need, through);
+        if (through ? change_stripes(run, need) : cache_stripes(run, need))
+            stripes &= ~batch;
+    }
+}
+
+/* Which of the stripes that are changed have all their data changed? */
+static uint64_t
+stripes_full(const struct run *run)
+{
+    uint64_t full = 0;
+
+    for (uint64_t rest = run->touched; rest != 0; rest &= rest - 1) {
+        const struct row_shape *shape = plan_shape(&run->plan, (unsigned)__builtin_ctzll(rest));
+        const uint64_t bit = rest & -rest;
+        bool all = true;
+
+        for (unsigned i = 0; all && i < shape->data_count; ++i)
+            all = (run->full[shape->data[i]] & bit) != 0;
+        full |= all ? bit : 0;
+    }
+    return full;
+}
+
+/* The part of what has been gathered that is cached; promised blocks and stripes of the cache. The
+ * rest goes through:
+ *
+ *   all of it where nothing is cached (any more), or there is no room for it
+ *   stripes that are written as a whole: nothing would be won by writing them later
+ *   stripes with blocks that nobody can read: they may be refused, which has to be now
+ *   stripes that could not be written out */
+static uint64_t
+stripes_to_cache(struct run *run, uint64_t *blocks, uint64_t *stripes)
+{
+    struct write_back *wb = run->engine->write_back;
+    uint64_t chosen, new_stripes;
+
+    *blocks = *stripes = 0;
+    if (!write_back_fills(wb) || journal_failed(run->engine->journal))
+        return 0;
+    masks_clear(run, run->errors);
+    run_look(run);
+    chosen = run->touched & ~stripes_full(run) & ~masks_union(run, run->unreadable) & ~run->stuck &
+             ~masks_union(run, run->lost) & ~masks_union(run, run->logged);
+    new_stripes = chosen & ~masks_union(run, run->cached);
+    for (unsigned m = 0; m < run->engine->members_count; ++m)
+        *blocks += (unsigned)__builtin_popcountll((run->full[m] | run->part[m]) & ~run->cached[m] &
+                                                  chosen);
+    *stripes = (unsigned)__builtin_popcountll(new_stripes);
+    if (cache_promise(wb->cache, *blocks, *stripes))
+        return chosen;
+    *blocks = *stripes = 0;
+    return 0;
+}
+
+static bool
+writes_out(const struct run *run)
+{
+    for (const struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next)
+        if (piece->kind == PIECE_CACHED)
+            return true;
+    return false;
+}
+
+/* E9. Who has space in the log waits for groups, scratch memory, devices and superblocks only, and
+ * those who hold one of these have their space, so it comes back. */
 static task_fn void
 phase_changes(struct run *run)
 {
-    struct journal *const journal = run->engine->journal;
-    uint64_t rest;
+    struct write_back *wb = run->engine->write_back;
+    uint64_t through, caching, blocks, stripes;
 
     gather(run);
-    if (journal == NULL) {
-        change_stripes(run, 0);
+    if (run->engine->journal == NULL) {
+        masks_clear(run, run->based);
+        ignored(change_stripes(run, 0)); /* nothing is cached */
         return;
     }
     await_rest(run);
-    run->fua = false; /* what is logged is durable */
-    for (rest = run->touched; rest != 0;) {
-        uint64_t need;
-        const uint64_t batch = stripes_for_log(run, rest, &need);
-
-        changes_restrict(run, batch);
-        if (journal_reserve(journal, need) == 0)
-            change_stripes(run, need);
-        else
-            pieces_fail(run, batch, -EIO, piece_changes);
-        rest &= ~batch;
-        if (rest != 0) {
-            gather(run);
-            run->fua = false;
-        }
+    for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
+        run->reserved += (int64_t)piece->reserved;
+        piece->reserved = 0;
     }
+    caching = stripes_to_cache(run, &blocks, &stripes);
+    through = run->touched & ~caching;
+    if (wb != NULL && writes_out(run)) {
+        /* What is written to these stripes now goes along. */
+        through |=
+            masks_union(run, run->cached) & (run->engine->log_gone ? run->stripes : ~run->stuck);
+        caching &= ~through;
+    }
+    if (caching != 0) {
+        ++wb->caching;
+        changes_run(run, caching, false, through == 0);
+        if (--wb->caching == 0)
+            write_back_moved(wb);
+    }
+    if (blocks > 0)
+        cache_promise_end(wb->cache, blocks, stripes);
+    changes_run(run, through, true, true);
 }
 
 /* --- Phase 3: resync ------------------------------------------------------------------------- */
@@ -1224,6 +1736,8 @@ run_group(struct run *run)
     bool reads = false, changes = false, resyncs = false;
 
     run->base = run->group->index * engine->group_bytes;
+    run->reserved = 0;
+    run->losses = 0;
     run->stripes = mask_of(
         0, (unsigned)(min_u64(engine->group_bytes, engine->geometry->member_bytes - run->base) /
                       BLOCK_BYTES));
@@ -1233,10 +1747,14 @@ run_group(struct run *run)
         changes = changes || piece_changes(piece);
         resyncs = resyncs || piece_resyncs(piece);
     }
+    cached_look(run);
     if (reads)
         phase_reads(run);
     if (changes)
         phase_changes(run);
     if (resyncs)
         phase_resync(run);
+    if (run->reserved > 0 && !journal_failed(engine->journal))
+        journal_unreserve(engine->journal, (uint64_t)run->reserved);
+    assert(run->reserved >= 0 || journal_failed(engine->journal));
 }
