@@ -209,7 +209,7 @@ check_places(struct serve *serve)
     if (serve->pidfile)
         r = pidfile_check(serve->pidfile, &serve->error);
     if (r == 0 && serve->socket)
-        r = nbd_listen_unix_check(serve->socket, &serve->error);
+        r = listener_check_unix(serve->socket, &serve->error);
     return r;
 }
 
@@ -271,7 +271,7 @@ start_server(struct serve *serve)
     int r;
 
     for (unsigned i = 0; i < serve->listener_count; i++)
-        fds[i] = serve->listeners[i].fd;
+        fds[i] = serve->listeners[i].socket.fd;
     export_array_init(&serve->export_array, serve->array);
     config.pages = serve->pages;
     config.export = &serve->export_array.export;
@@ -370,7 +370,7 @@ start_command(struct serve *serve)
 {
     int r;
 
-    r = command_start(serve->command, serve->listeners[0].uri, serve->listeners[0].path,
+    r = command_start(serve->command, serve->listeners[0].uri, serve->listeners[0].socket.path,
                       &serve->command_pid, &serve->command_fd, &serve->error);
     if (r < 0)
         return r;

@@ -6,29 +6,18 @@
 #ifndef STRIPELOG_NBD_LISTEN_H
 #define STRIPELOG_NBD_LISTEN_H
 
-#include "base/base.h"
-#include "base/error.h"
-#include <sys/types.h>
+#include "runtime/listener.h"
 
 /* Longest address: an escaped path, three characters each. */
 #define NBD_URI_BYTES 512
 
 struct nbd_listener {
-    int fd;
-    char *path; /* owned; the socket file to remove, or NULL */
-    dev_t path_device;
-    ino_t path_inode;
+    struct listener socket;
     char uri[NBD_URI_BYTES];
 };
 
-/*
- * A unix socket of mode 0600. A socket file that nobody listens on is replaced. -EADDRINUSE:
- * somebody does; -EEXIST: the path is something else than a socket; -ENAMETOOLONG.
- */
+/* As listener_open_unix. */
 int nbd_listen_unix(const char *path, struct nbd_listener *out, struct error *error) must_check;
-
-/* Whether nbd_listen_unix could take this path now; changes nothing. Errors as there. */
-int nbd_listen_unix_check(const char *path, struct error *error) must_check;
 
 /*
  * [HOST:]PORT: host is 127.0.0.1 unless given, an IPv6 address stands in brackets, port 0 is any.

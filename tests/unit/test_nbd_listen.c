@@ -81,8 +81,8 @@ stale_socket_file_is_replaced(void **state)
     int fd;
 
     assert_int_equal(nbd_listen_unix(f->path, &f->listener, &f->error), 0);
-    close(f->listener.fd); /* as a crash would */
-    free(f->listener.path);
+    close(f->listener.socket.fd); /* as a crash would */
+    free(f->listener.socket.path);
     assert_int_equal(access(f->path, F_OK), 0);
     assert_int_equal(nbd_listen_unix(f->path, &f->listener, &f->error), 0);
     fd = connect_unix(f->path);
@@ -196,7 +196,8 @@ tcp_listens_on_loopback_unless_told(void **state)
 
     for (unsigned i = 0; i < ARRAY_LEN(addresses); i++) {
         assert_int_equal(nbd_listen_tcp(addresses[i], &f->listener, &f->error), 0);
-        assert_int_equal(getsockname(f->listener.fd, (struct sockaddr *)&address, &length), 0);
+        assert_int_equal(getsockname(f->listener.socket.fd, (struct sockaddr *)&address, &length),
+                         0);
         assert_int_equal(address.sin_addr.s_addr, htonl(INADDR_LOOPBACK));
         assert_int_not_equal(address.sin_port, 0);
         (void)snprintf(uri, sizeof uri, "nbd://127.0.0.1:%u", ntohs(address.sin_port));
@@ -231,7 +232,7 @@ tcp_refuses_what_is_no_address(void **state)
     for (unsigned i = 0; i < ARRAY_LEN(addresses); i++) {
         if (nbd_listen_tcp(addresses[i], &f->listener, &f->error) != -EINVAL)
             fail_msg("\"%s\" was taken", addresses[i]);
-        assert_int_equal(f->listener.fd, -1);
+        assert_int_equal(f->listener.socket.fd, -1);
     }
 }
 
@@ -276,13 +277,13 @@ take_two(struct fixture *f)
     if (nbd_listen_unix(f->path, &un, &f->error) < 0 || nbd_listen_tcp("0", &tcp, &f->error) < 0)
         return 1;
     /* Out of the way first: one of them may be 3 or 4. */
-    const int a = fcntl(un.fd, F_DUPFD, 10), b = fcntl(tcp.fd, F_DUPFD, 10);
+    const int a = fcntl(un.socket.fd, F_DUPFD, 10), b = fcntl(tcp.socket.fd, F_DUPFD, 10);
 
     if (dup2(a, 3) < 0 || dup2(b, 4) < 0)
         return 2;
     if (nbd_listen_activation(taken, 2, &f->error) != 2)
         return 3;
-    if (taken[0].fd != 3 || taken[1].fd != 4 || strcmp(taken[0].uri, un.uri) != 0 ||
+    if (taken[0].socket.fd != 3 || taken[1].socket.fd != 4 || strcmp(taken[0].uri, un.uri) != 0 ||
         strcmp(taken[1].uri, tcp.uri) != 0)
         return 4;
     if (fcntl(3, F_GETFD) != FD_CLOEXEC || getenv("LISTEN_FDS") || getenv("LISTEN_PID"))

@@ -197,7 +197,7 @@ world_run(const struct world_options *options, void (*body)(struct world *w))
     assert_int_equal(pages_create(w->loop, options->pool_bytes ? options->pool_bytes : POOL_BYTES,
                                   false, &w->pages),
                      0);
-    w->listener.fd = -1;
+    w->listener.socket.fd = -1;
     if (options->listen_tcp)
         assert_int_equal(nbd_listen_tcp("0", &w->listener, &error), 0);
     if (options->listen_path)
@@ -211,8 +211,8 @@ world_run(const struct world_options *options, void (*body)(struct world *w))
     config.loop = w->loop;
     config.pages = w->pages;
     config.export = &w->ram.export;
-    config.listen_fds = &w->listener.fd;
-    config.listen_count = w->listener.fd >= 0;
+    config.listen_fds = &w->listener.socket.fd;
+    config.listen_count = w->listener.socket.fd >= 0;
     assert_int_equal(nbd_server_create(&config, &w->server), 0);
     w->stats = nbd_server_stats(w->server);
 
@@ -1120,7 +1120,8 @@ further_connections_than_allowed_are_closed_body(struct world *w)
 
         clients[i] = (struct client){.w = w, .fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
         assert_true(clients[i].fd >= 0);
-        assert_int_equal(getsockname(w->listener.fd, (struct sockaddr *)&address, &length), 0);
+        assert_int_equal(getsockname(w->listener.socket.fd, (struct sockaddr *)&address, &length),
+                         0);
         assert_int_equal(connect(clients[i].fd, (struct sockaddr *)&address, length), 0);
         assert_int_equal(fcntl(clients[i].fd, F_SETFL, O_RDWR | O_NONBLOCK), 0);
     }
@@ -1666,7 +1667,7 @@ stop_ends_although_a_client_never_pauses_body(struct world *w)
     struct chatter chatter = {.c = {.w = w, .fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)}};
     uint8_t data[256];
 
-    assert_int_equal(getsockname(w->listener.fd, (struct sockaddr *)&address, &length), 0);
+    assert_int_equal(getsockname(w->listener.socket.fd, (struct sockaddr *)&address, &length), 0);
     assert_int_equal(connect(chatter.c.fd, (struct sockaddr *)&address, length), 0);
     assert_int_equal(fcntl(chatter.c.fd, F_SETFL, O_RDWR | O_NONBLOCK), 0);
     assert_true(client_send(&chatter.c, data, put_handshake(data, false)));
