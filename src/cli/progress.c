@@ -40,6 +40,10 @@ event_name(enum array_event_kind kind)
         return "recovery-done";
     case ARRAY_JOURNAL_FAILED:
         return "journal-failed";
+    case ARRAY_JOURNAL_MODE:
+        return "journal-mode";
+    case ARRAY_DATA_LOST:
+        return "data-lost";
     case ARRAY_FAILED:
         return "array-failed";
     case ARRAY_WARNING:
