@@ -677,3 +677,25 @@ array_status(const struct array *array, struct array_status *status)
     status->draining =
         status->journal_mode == JOURNAL_WRITE_THROUGH && engine_caches(array->engine);
 }
+
+bool
+array_device(const struct array *array, unsigned index, struct array_device *out)
+{
+    if (index >= array->candidates_count)
+        return false;
+    *out = (struct array_device){
+        .name = array->candidates[index].device->name,
+        .fate = array->fates[index],
+        .member = -1,
+        .journal = (int)index == array->journal_candidate,
+    };
+    out->failed = out->journal && array->journal_failed;
+    for (unsigned m = 0; m < array->assembly.members; ++m) {
+        if (array->member_candidate[m] != (int)index)
+            continue;
+        out->member = (int)m;
+        out->failed = array->members[m].state == MEMBER_MISSING;
+        out->rebuilt_bytes = array->members[m].recovered_bytes;
+    }
+    return true;
+}

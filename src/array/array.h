@@ -164,6 +164,18 @@ struct array_status {
     struct recovery_counts recovery;
 };
 void array_status(const struct array *array, struct array_status *status);
+
+/* A device that was named at start. */
+struct array_device {
+    const char *name;       /* borrowed */
+    enum member_fate fate;  /* as decided at start */
+    bool failed;            /* since then; it is not used any more */
+    int member;             /* whose place it has, or had until it failed; -1: none's */
+    bool journal;           /* it is the journal in use */
+    uint64_t rebuilt_bytes; /* with FATE_REBUILDING: good below */
+};
+/* false: there are no more. */
+bool array_device(const struct array *array, unsigned index, struct array_device *out) must_check;
 /* Readonly, with a journal: what its log holds, sorted by place; borrowed. Else NULL. */
 const struct journal_records *array_log_records(const struct array *array);
 
