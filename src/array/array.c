@@ -363,6 +363,18 @@ array_assemble(struct array *array, struct error *error)
     return result;
 }
 
+/* A cache gets its memory at the engine's expense. */
+static uint64_t
+scratch_bytes(const struct array *array)
+{
+    const struct array_config *config = &array->config;
+    const bool cached =
+        array->journal_candidate >= 0 && !config->readonly && config->cache_bytes > 0;
+
+    return cached && config->memory_beside_cache_bytes > 0 ? config->memory_beside_cache_bytes
+                                                           : config->memory_bytes;
+}
+
 static int
 array_run(struct array *array, struct error *error)
 {
@@ -371,7 +383,7 @@ array_run(struct array *array, struct error *error)
         .geometry = &array->assembly.geometry,
         .members = array->members,
         .unsynced = &array->unsynced,
-        .scratch_bytes = array->config.memory_bytes,
+        .scratch_bytes = scratch_bytes(array),
         .workers = array->config.workers,
         .readonly = array->config.readonly,
         .owner = array,

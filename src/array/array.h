@@ -82,6 +82,7 @@ struct array_config {
     unsigned force;        /* set of assemble_force */
     uint64_t memory_bytes; /* the engine's share: scratch pages. A recovery takes up to as much
                               again (16 MiB at least) while array_start runs */
+    uint64_t memory_beside_cache_bytes; /* its share instead where there is a cache; 0: the same */
     /* The write-back cache, for an array with a journal (else nothing is taken). */
     enum journal_mode journal_mode;        /* asked for; a degraded array starts in write-through */
     uint64_t cache_bytes;                  /* its memory: index and pages; 0: no write-back */
