@@ -67,6 +67,16 @@ static const char *const count_names[COUNT_LAST] = {
     [COUNT_FOREIGN_LOGS_FULL] = "of them, without room to begin anew",
     [COUNT_EVERY_MOMENT] = "runs with a crash at every moment",
     [COUNT_READONLY_VIEWS] = "readonly views after a crash",
+    [COUNT_WRITE_BACK_RUNS] = "runs in write-back",
+    [COUNT_FAST_STARTS] = "starts with data-only stripes in the cache",
+    [COUNT_CRASHES_CACHED] = "crashes with cached blocks in the log",
+    [COUNT_MODE_SWITCHES] = "changes of the journal's mode",
+    [COUNT_BLOCKS_CACHED] = "blocks cached",
+    [COUNT_BLOCKS_OVERWRITTEN] = "of them, again",
+    [COUNT_BLOCKS_READ_BACK] = "blocks read back from the journal",
+    [COUNT_BLOCKS_WRITTEN_OUT] = "cached blocks written out",
+    [COUNT_BLOCKS_LOST] = "blocks lost with the journal, and named",
+    [COUNT_JOURNAL_ROTS] = "times that the journal rots",
 };
 
 /* Below this many histories a promised kind may be missing by chance. */
@@ -188,6 +198,8 @@ history_one(struct sim_world *world, const struct request *request, const char *
     if (request->hash)
         printf("seed %llu hash %016llx\n", (unsigned long long)seed, (unsigned long long)hash);
 }
+
+_Static_assert(COUNT_LAST <= 64, "what a mode promises is a set of them");
 
 int
 main(int argc, char **argv)

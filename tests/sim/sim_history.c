@@ -14,6 +14,11 @@
 #define IDLE_NS         UINT64_C(200000000)
 #define CUTS_LOOKED_AT  3u /* crash images that are only judged, for each run */
 #define DATA_OFFSET_MIN (16 * KIB)
+/* Virtual time that a request may take. The timers that would rescue one that nobody wakes (30 s
+ * unless a history has them sooner) are longer. */
+#define REQUEST_NS_MAX UINT64_C(20000000000)
+#define DRAIN_NS       UINT64_C(100000000)
+#define CACHE_SIZES    32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, 1 * MIB
 
 #define PROMISE(count) (UINT64_C(1) << (count))
 #define PROMISED_ALWAYS                                                                            \
@@ -33,6 +38,12 @@
      PROMISE(COUNT_RECOVERIES_PARITY) | PROMISE(COUNT_CRASHES) | PROMISE(COUNT_TORN_SECTORS) |     \
      PROMISE(COUNT_CRASHES_IN_RECOVERY) | PROMISE(COUNT_JOURNALS_DROPPED) |                        \
      PROMISE(COUNT_JOURNAL_READ_ERRORS) | PROMISE(COUNT_READONLY_VIEWS))
+
+#define PROMISED_CACHE                                                                             \
+    (PROMISE(COUNT_WRITE_BACK_RUNS) | PROMISE(COUNT_FAST_STARTS) | PROMISE(COUNT_CRASHES_CACHED) | \
+     PROMISE(COUNT_BLOCKS_CACHED) | PROMISE(COUNT_BLOCKS_OVERWRITTEN) |                            \
+     PROMISE(COUNT_BLOCKS_READ_BACK) | PROMISE(COUNT_BLOCKS_WRITTEN_OUT) |                         \
+     PROMISE(COUNT_RECOVERIES_DATA_ONLY))
 
 const struct sim_mode sim_modes[] = {
     {
@@ -202,6 +213,83 @@ const struct sim_mode sim_modes[] = {
         .every_percent = 100,
         .promised = PROMISED_JOURNAL | PROMISE(COUNT_EVERY_MOMENT),
     },
+    {
+        .name = "cache",
+        .story = "arrays in write-back: power cuts, also in recovery and in a start from its log",
+        .degraded_percent = 5,
+        .unsynced_percent = 15,
+        .crash_percent = 85,
+        .runs_max = 4,
+        .journal_percent = 100,
+        .foreign_percent = 10,
+        .cache_percent = 100,
+        .promised = PROMISED_JOURNAL | PROMISED_CACHE | PROMISE(COUNT_RESYNCS) |
+                    PROMISE(COUNT_RESYNCS_RESUMED) | PROMISE(COUNT_CRASHES_IN_RESYNC) |
+                    PROMISE(COUNT_DEGRADED_STARTS),
+    },
+    {
+        .name = "cache_storm",
+        .story = "the same with the mode changed under load, deaths and errors",
+        .degraded_percent = 10,
+        .unsynced_percent = 15,
+        .crash_percent = 70,
+        .death_percent = 35,
+        .latent_percent = 25,
+        .lasting_percent = 5,
+        .read_error_percent = 20,
+        .write_error_percent = 20,
+        .flush_error_percent = 20,
+        .runs_max = 4,
+        .journal_percent = 100,
+        .journal_loss_percent = 35,
+        .foreign_percent = 10,
+        .cache_percent = 75,
+        .switch_percent = 60,
+        .promised = PROMISED_JOURNAL | PROMISED_CACHE | PROMISE(COUNT_MODE_SWITCHES) |
+                    PROMISE(COUNT_DEATHS) | PROMISE(COUNT_READ_ERRORS) |
+                    PROMISE(COUNT_LATENT_ERRORS) | PROMISE(COUNT_WRITE_ERRORS) |
+                    PROMISE(COUNT_FLUSH_ERRORS) | PROMISE(COUNT_CORRECTED) |
+                    PROMISE(COUNT_STALE_LEFT_OUT) | PROMISE(COUNT_JOURNAL_LOSSES) |
+                    PROMISE(COUNT_REFUSALS) | PROMISE(COUNT_FORCED_STARTS) |
+                    PROMISE(COUNT_REQUESTS_FAILED) | PROMISE(COUNT_BLOCKS_LOST),
+    },
+    {
+        .name = "cache_beyond",
+        .story = "more faults than parity covers, and rot in the journal, in write-back",
+        .degraded_percent = 15,
+        .death_percent = 40,
+        .latent_percent = 40,
+        .lasting_percent = 20,
+        .read_error_percent = 40,
+        .write_error_percent = 30,
+        .flush_error_percent = 20,
+        .beyond = true,
+        .runs_max = 1,
+        .journal_percent = 100,
+        .journal_loss_percent = 40,
+        .foreign_percent = 20,
+        .cache_percent = 90,
+        .switch_percent = 30,
+        .rot_percent = 50,
+        .promised = PROMISE(COUNT_DEATHS) | PROMISE(COUNT_REQUESTS_FAILED) |
+                    PROMISE(COUNT_JOURNAL_LOSSES) | PROMISE(COUNT_CHECKPOINTS) |
+                    PROMISE(COUNT_WRITE_ERRORS) | PROMISE(COUNT_FLUSH_ERRORS) |
+                    PROMISE(COUNT_JOURNAL_ROTS) | PROMISE(COUNT_BLOCKS_READ_BACK),
+    },
+    {
+        .name = "cache_every",
+        .story = "small arrays in write-back: a power cut at every single moment",
+        .degraded_percent = 5,
+        .unsynced_percent = 10,
+        .crash_percent = 100,
+        .runs_max = 3,
+        .journal_percent = 100,
+        .foreign_percent = 10,
+        .every_percent = 100,
+        .cache_percent = 90,
+        .switch_percent = 30,
+        .promised = PROMISED_JOURNAL | PROMISED_CACHE | PROMISE(COUNT_EVERY_MOMENT),
+    },
 };
 
 const unsigned sim_modes_count = ARRAY_LEN(sim_modes);
@@ -229,6 +317,7 @@ struct history {
     unsigned journal;        /* its bit; 0: none */
     uint64_t ring_blocks;
     bool foreign;      /* its log was made */
+    bool cached;       /* a run was in write-back: the log may have data without parity */
     unsigned left_out; /* disks that are never offered */
     unsigned suspects; /* disks that may have failed in any run */
     uint64_t hot_first, hot_blocks;
@@ -239,9 +328,14 @@ struct history {
     unsigned faulty; /* disks that may fail in this run */
     unsigned force;  /* set of assemble_force */
     bool faults_allowed;
-    bool journaled;      /* the run uses the journal */
-    bool every;          /* every moment of it is looked at */
-    bool errors_allowed; /* a request may fail */
+    bool journaled;  /* the run uses the journal */
+    bool write_back; /* and asks for write-back */
+    bool switches;   /* and changes the mode under load */
+    unsigned modes;  /* how often the mode has changed, or may have */
+    unsigned warnings;
+    uint64_t write_out_ns; /* quiet time after which all is written out; 0: 30 s */
+    bool every;            /* every moment of it is looked at */
+    bool errors_allowed;   /* a request may fail */
     struct array *array;
     struct client clients[CLIENTS_MAX];
     unsigned clients_working;
@@ -251,6 +345,8 @@ struct history {
     uint64_t idle_moment;                  /* after an idle time; 0 if none */
     uint64_t resync_begun, resync_ended;   /* moments; 0 if not */
     uint8_t *memory;                       /* the main task's, MEMORY_BYTES */
+    /* Blocks of the array that were named as lost with the journal. */
+    uint8_t lost[SIM_MEMBERS_MAX * SIM_DISK_BYTES / BLOCK_BYTES];
 };
 
 static uint64_t
@@ -589,6 +685,27 @@ range_choose(const struct history *history, struct sim_random *random)
     return range;
 }
 
+static bool
+range_lost(const struct history *history, struct range range)
+{
+    for (uint64_t b = range.offset / BLOCK_BYTES; b * BLOCK_BYTES < range.offset + range.length;
+         ++b)
+        if (history->lost[b])
+            return true;
+    return false;
+}
+
+/* Nobody may wait until a timer happens to wake him. */
+static void
+check_time(const struct history *history, uint64_t begun_ns, const char *what, struct range range)
+{
+    const uint64_t took_ns = loop_now_ns(history->cluster->loop) - begun_ns;
+
+    if (took_ns > REQUEST_NS_MAX)
+        sim_fail("hang: %s of %llu + %llu took %llu ms", what, (unsigned long long)range.offset,
+                 (unsigned long long)range.length, (unsigned long long)(took_ns / 1000000));
+}
+
 static void
 check_result(struct history *history, int result, const char *what, struct range range)
 {
@@ -606,15 +723,21 @@ check_result(struct history *history, int result, const char *what, struct range
                  (unsigned long long)range.offset, (unsigned long long)range.length);
 }
 
+static task_fn void read_around_lost(struct history *history, uint8_t *memory, struct range range,
+                                     const char *who);
+
 static task_fn void
 read_and_check(struct history *history, uint8_t *memory, struct range range, const char *who)
 {
-    const uint64_t begun = cluster_moment(history->cluster);
+    const uint64_t begun = cluster_moment(history->cluster),
+                   begun_ns = loop_now_ns(history->cluster->loop);
+    bool lost;
     int result;
 
     range.length = round_up(range.offset % BLOCK_BYTES + range.length, BLOCK_BYTES);
     range.offset = round_down(range.offset, BLOCK_BYTES);
     range.length = min_u64(range.length, REQUEST_BYTES);
+    lost = range_lost(history, range);
     memset(memory, 0xee, range.length);
     cluster_trace(history->cluster, "%s: read %llu + %llu", who, (unsigned long long)range.offset,
                   (unsigned long long)range.length);
@@ -622,10 +745,44 @@ read_and_check(struct history *history, uint8_t *memory, struct range range, con
     history->cluster->counts[COUNT_READS]++;
     cluster_trace(history->cluster, "%s: read %llu + %llu: %d", who,
                   (unsigned long long)range.offset, (unsigned long long)range.length, result);
+    check_time(history, begun_ns, "read", range);
+    if (result == 0 && lost)
+        sim_fail("wrong data: %s reads %llu + %llu, of which some is named as lost", who,
+                 (unsigned long long)range.offset, (unsigned long long)range.length);
+    if (result == -EIO && range_lost(history, range)) {
+        read_around_lost(history, memory, range, who);
+        return;
+    }
     check_result(history, result, "read", range);
     if (result == 0)
         model_check_read(history->model, memory, range.offset / SECTOR_BYTES,
                          range.length / SECTOR_BYTES, begun, cluster_moment(history->cluster), who);
+}
+
+/* Every block that is not lost is to be had. */
+static task_fn void
+read_around_lost(struct history *history, uint8_t *memory, struct range range, const char *who)
+{
+    for (uint64_t at = range.offset; at < range.offset + range.length; at += BLOCK_BYTES)
+        if (!history->lost[at / BLOCK_BYTES])
+            read_and_check(history, memory, (struct range){at, BLOCK_BYTES}, who);
+}
+
+/* How writes were acknowledged when one began. */
+struct mode_seen {
+    bool through;
+    unsigned modes;
+};
+
+static struct mode_seen
+mode_look(const struct history *history)
+{
+    struct array_status status;
+
+    if (!history->journaled)
+        return (struct mode_seen){false, 0};
+    array_status(history->array, &status);
+    return (struct mode_seen){status.journal_mode == JOURNAL_WRITE_THROUGH, history->modes};
 }
 
 /* The bytes of a sector's only value; false if there is no such thing. */
@@ -688,6 +845,8 @@ change(struct client *client, enum model_kind kind)
         client->memory + (random_percent(random, 70) ? range.offset % BLOCK_BYTES
                                                      : random_below(random, BLOCK_BYTES));
     const bool may_punch = random_percent(random, 60), fast_only = random_percent(random, 15);
+    const struct mode_seen mode = mode_look(history);
+    const uint64_t begun_ns = loop_now_ns(history->cluster->loop);
     uint64_t moved = 0;
     uint32_t number;
     int result = 0;
@@ -719,9 +878,12 @@ change(struct client *client, enum model_kind kind)
             array_zero(history->array, range.offset, range.length, may_punch, fast_only, op.fua);
     else
         result = array_trim(history->array, range.offset, range.length, op.fua);
-    model_op_end(history->model, number, result, cluster_moment(history->cluster));
+    model_op_end(history->model, number, result,
+                 op.fua || (mode.through && mode.modes == history->modes),
+                 cluster_moment(history->cluster));
     cluster_trace(history->cluster, "client %u: %s v%u: %d", client->number, kind_names[kind],
                   op.version, result);
+    check_time(history, begun_ns, kind_names[kind], range);
     if (result != -ENOTSUP || !fast_only)
         check_result(history, result, kind_names[kind], range);
 }
@@ -729,7 +891,8 @@ change(struct client *client, enum model_kind kind)
 static task_fn void
 flush(struct history *history, const char *who)
 {
-    const uint64_t begun = cluster_moment(history->cluster);
+    const uint64_t begun = cluster_moment(history->cluster),
+                   begun_ns = loop_now_ns(history->cluster->loop);
     int result;
 
     cluster_trace(history->cluster, "%s: flush", who);
@@ -738,7 +901,61 @@ flush(struct history *history, const char *who)
     if (result == 0)
         model_flushed(history->model, begun, cluster_moment(history->cluster));
     cluster_trace(history->cluster, "%s: flush: %d", who, result);
+    check_time(history, begun_ns, "flush", (struct range){0, 0});
     check_result(history, result, "flush", (struct range){0, 0});
+}
+
+static void
+check_mode_result(const struct history *history, enum journal_mode mode, int result,
+                  const struct error *error)
+{
+    struct array_status status;
+    bool fine;
+
+    array_status(history->array, &status);
+    fine = result == 0 || (result == -EIO && (status.journal_failed || status.failed));
+    if (mode == JOURNAL_WRITE_BACK)
+        fine = fine || (result == -EUCLEAN && status.degraded > 0) ||
+               (result == -ENOTSUP && status.write_back.blocks_max == 0);
+    if (!fine)
+        sim_fail("the change to %s comes to %d (%s)",
+                 mode == JOURNAL_WRITE_BACK ? "write-back" : "write-through", result,
+                 result < 0 ? error->text : "done");
+    if (result < 0 && error->text[0] == '\0')
+        sim_fail("a change of the mode was refused without a word");
+}
+
+/* 0: it is in use, unless somebody has changed it again. */
+static task_fn int
+mode_set(struct history *history, enum journal_mode mode, const char *who)
+{
+    const uint64_t begun = cluster_moment(history->cluster),
+                   begun_ns = loop_now_ns(history->cluster->loop);
+    const char *const name = mode == JOURNAL_WRITE_BACK ? "write-back" : "write-through";
+    unsigned modes = ++history->modes;
+    struct array_status status;
+    struct error error = {0};
+    int result;
+
+    cluster_trace(history->cluster, "%s: change to %s", who, name);
+    result = array_set_journal_mode(history->array, mode, &error);
+    cluster_trace(history->cluster, "%s: change to %s: %d", who, name, result);
+    check_time(history, begun_ns, "a change of the mode", (struct range){0, 0});
+    check_mode_result(history, mode, result, &error);
+    ++history->cluster->counts[COUNT_MODE_SWITCHES];
+    array_status(history->array, &status);
+    if (result == 0 && mode == JOURNAL_WRITE_THROUGH)
+        model_flushed(history->model, begun, cluster_moment(history->cluster));
+    /* At most the change itself was told. */
+    if (result == 0 && history->modes <= modes + 1 && !status.journal_failed &&
+        status.degraded == 0) {
+        if (status.journal_mode != mode || status.journal_mode_wanted != mode)
+            sim_fail("the mode was changed to %s, and is not that", name);
+        if (mode == JOURNAL_WRITE_THROUGH && (status.draining || status.write_back.blocks > 0))
+            sim_fail("the mode was changed to write-through, and %llu blocks are cached",
+                     (unsigned long long)status.write_back.blocks);
+    }
+    return result;
 }
 
 static void
@@ -762,6 +979,11 @@ client_main(void *arg)
             change(client, MODEL_TRIM);
         else if (dice < 96)
             flush(history, who);
+        else if (dice < 98 && history->switches)
+            ignored(mode_set(history,
+                             random_percent(&client->random, 60) ? JOURNAL_WRITE_BACK
+                                                                 : JOURNAL_WRITE_THROUGH,
+                             who)); /* looked at in there */
         else
             loop_sleep(history->cluster->loop, random_below(&client->random, 2000000));
     }
@@ -857,7 +1079,40 @@ faults_arm(struct history *history)
     }
 }
 
+/* A byte of some blocks of the journal changes, and nobody is told. Not of those that are on their
+ * way: they are right when they arrive. */
+static void
+journal_rots(struct history *history)
+{
+    struct sim_disk *const disk = &history->cluster->disks[history->members];
+
+    for (uint64_t i = random_between(&history->random, 1, 1 + history->ring_blocks / 4); i > 0; --i)
+        disk->live[DATA_OFFSET_MIN +
+                   random_below(&history->random, history->ring_blocks * BLOCK_BYTES)] ^= 1;
+    ++history->cluster->counts[COUNT_JOURNAL_ROTS];
+}
+
 /* --- A run ---------------------------------------------------------------------------------- */
+
+/* The journal took acknowledged data with it: only where nothing can be read of it any more. */
+static void
+data_lost(struct history *history, const struct array_event *event)
+{
+    struct sim_disk *const disk = &history->cluster->disks[history->members];
+    unsigned long long offset, length;
+    const char *const at = strstr(event->text, "LOST-RANGE");
+
+    if (at == NULL || sscanf(at, "LOST-RANGE %llu %llu", &offset, &length) != 2)
+        sim_fail("data is lost, and it is not said where: %s", event->text);
+    if (!disk->dead && disk->bad_count == 0 && history->mode->rot_percent == 0)
+        sim_fail("data is lost, and the journal can be read: %s", event->text);
+    if (length == 0 || offset % BLOCK_BYTES != 0 || length % BLOCK_BYTES != 0 ||
+        offset + length > history->geometry.array_bytes)
+        sim_fail("data is lost where there is none: %s", event->text);
+    memset(history->lost + offset / BLOCK_BYTES, 1, length / BLOCK_BYTES);
+    model_forget(history->model, offset / SECTOR_BYTES, length / SECTOR_BYTES);
+    history->cluster->counts[COUNT_BLOCKS_LOST] += length / BLOCK_BYTES;
+}
 
 static void
 on_event(void *owner, const struct array_event *event)
@@ -879,6 +1134,12 @@ on_event(void *owner, const struct array_event *event)
         if (!(history->faulty & history->journal))
             sim_fail("the journal was failed although nothing is wrong with it: %s", event->text);
         break;
+    case ARRAY_JOURNAL_MODE:
+        ++history->modes;
+        break;
+    case ARRAY_DATA_LOST:
+        data_lost(history, event);
+        break;
     case ARRAY_READ_CORRECTED:
         counts[COUNT_CORRECTED]++;
         break;
@@ -896,7 +1157,9 @@ on_event(void *owner, const struct array_event *event)
     case ARRAY_RECOVERY_PROGRESS:
     case ARRAY_RECOVERY_DONE:
     case ARRAY_FAILED:
+        break;
     case ARRAY_WARNING:
+        ++history->warnings;
         break;
     }
 }
@@ -949,6 +1212,40 @@ check_started(const struct history *history)
     if (status.degraded != history->verdict.missing)
         sim_fail("the array says %u members are missing, the superblocks say %u", status.degraded,
                  history->verdict.missing);
+    if (!history->journaled || status.readonly)
+        return;
+    if (status.journal_mode_wanted !=
+        (history->write_back ? JOURNAL_WRITE_BACK : JOURNAL_WRITE_THROUGH))
+        sim_fail("the array does not want the mode that it was asked for");
+    if (status.journal_mode == JOURNAL_WRITE_BACK &&
+        (!history->write_back || status.degraded > 0 || status.write_back.blocks_max == 0))
+        sim_fail("the array has started in write-back, and should not have");
+    if (history->write_back && status.journal_mode == JOURNAL_WRITE_THROUGH) {
+        if (status.degraded == 0 && !status.journal_failed && status.write_back.blocks_max > 0)
+            sim_fail("the array has not started in write-back");
+        if (history->warnings == 0)
+            sim_fail("the array has not started in write-back, and does not say why");
+    }
+}
+
+/* The cache, small enough to be full now and then. */
+static void
+cache_choose(struct history *history, struct array_config *config)
+{
+    struct sim_random *const random = &history->random;
+    const unsigned moderate = (unsigned)PICK(random, 0, 0, 10, 50);
+
+    history->write_out_ns = PICK(random, 0, 0, 2000000, 200000000);
+    config->journal_mode = history->write_back ? JOURNAL_WRITE_BACK : JOURNAL_WRITE_THROUGH;
+    config->cache_bytes = PICK(random, CACHE_SIZES);
+    config->write_back = (struct write_back_tunables){
+        .moderate_percent = moderate,
+        .high_percent = moderate == 0 ? 0 : moderate + (unsigned)PICK(random, 0, 25, 50),
+        .tight_percent = (unsigned)PICK(random, 0, 10, 50, 90),
+        .batch_groups = (unsigned)PICK(random, 0, 1, 3),
+        .write_outs_max = (unsigned)PICK(random, 0, 1, 2),
+        .idle_ns = history->write_out_ns,
+    };
 }
 
 static task_fn int
@@ -972,6 +1269,9 @@ start(struct history *history, bool readonly, struct error *error)
             PICK(&history->random, 0, 0, BLOCK_BYTES, 16 * BLOCK_BYTES);
         config.journal_checkpoint_ns = PICK(&history->random, 200000, 2000000, 20000000, 0);
     }
+    history->warnings = 0;
+    if (history->journal != 0 && history->mode->cache_percent > 0)
+        cache_choose(history, &config);
     for (unsigned d = 0; d < history->disks; ++d)
         if (history->offered >> d & 1) {
             history->cluster->disks[d].device.readonly = readonly;
@@ -1020,6 +1320,8 @@ journal_started(struct history *history)
         sim_fail("the array does not use its journal");
     counts[COUNT_RECOVERIES_PARITY] += status.recovery.data_parity_stripes > 0;
     counts[COUNT_RECOVERIES_DATA_ONLY] += status.recovery.data_only_stripes > 0;
+    counts[COUNT_WRITE_BACK_RUNS] += status.journal_mode == JOURNAL_WRITE_BACK;
+    counts[COUNT_FAST_STARTS] += status.write_back.blocks > 0;
     if (faults->error_end != 0 && faults->read_error_in == 0)
         counts[COUNT_JOURNAL_READ_ERRORS]++;
     *faults = (struct sim_faults){0};
@@ -1031,6 +1333,7 @@ journal_counted(struct history *history)
 {
     uint64_t *const counts = history->cluster->counts;
     struct array_status status;
+    uint64_t lost = 0;
 
     if (!history->journaled)
         return;
@@ -1038,6 +1341,46 @@ journal_counted(struct history *history)
     counts[COUNT_CHECKPOINTS] += status.journal.checkpoints;
     counts[COUNT_WRAPS] += status.journal.written_bytes / status.journal.ring_bytes;
     counts[COUNT_SPACE_WAITS] += status.journal.waits;
+    counts[COUNT_BLOCKS_CACHED] += status.write_back.cached_total;
+    counts[COUNT_BLOCKS_OVERWRITTEN] += status.write_back.overwritten;
+    counts[COUNT_BLOCKS_READ_BACK] += status.write_back.read_back;
+    counts[COUNT_BLOCKS_WRITTEN_OUT] += status.write_back.written_out;
+    for (uint64_t b = 0; b < history->geometry.array_bytes / BLOCK_BYTES; ++b)
+        lost += history->lost[b];
+    if (lost != status.write_back.lost)
+        sim_fail("%llu blocks are named as lost, and %llu are said to be", (unsigned long long)lost,
+                 (unsigned long long)status.write_back.lost);
+}
+
+/* What is cached is not on the members: parity can be looked at when it is. */
+static task_fn void
+write_all_out(struct history *history)
+{
+    if (history->journaled && (history->write_back || history->switches) &&
+        mode_set(history, JOURNAL_WRITE_THROUGH, "before parity is judged") < 0)
+        sim_fail("what is cached cannot be written out, and nothing is wrong");
+}
+
+/* A quiet array writes out what it has cached, by itself. */
+static task_fn void
+grow_quiet(struct history *history)
+{
+    struct array_status status;
+    uint64_t waited_ns = 0;
+
+    if (history->write_out_ns == 0 || !history->journaled || history->faulty != 0)
+        return;
+    loop_sleep(history->cluster->loop, history->write_out_ns);
+    for (;;) {
+        array_status(history->array, &status);
+        if (status.write_back.blocks == 0)
+            return;
+        if (waited_ns > REQUEST_NS_MAX)
+            sim_fail("hang: the array is quiet, and %llu blocks stay in the cache",
+                     (unsigned long long)status.write_back.blocks);
+        loop_sleep(history->cluster->loop, DRAIN_NS);
+        waited_ns += DRAIN_NS;
+    }
 }
 
 static void
@@ -1053,13 +1396,18 @@ run_work(struct history *history)
         clients_work(history);
         if (random_percent(random, 40)) {
             loop_sleep(history->cluster->loop, IDLE_NS + IDLE_NS / 2);
+            grow_quiet(history);
             history->idle_moment = cluster_moment(history->cluster);
         }
+        if (history->journaled && random_percent(random, history->mode->rot_percent))
+            journal_rots(history);
     }
     if (random_percent(random, 60)) {
         synced = array_resync_wait(history->array);
-        if (synced && history->verdict.missing == 0 && history->faulty == 0)
+        if (synced && history->verdict.missing == 0 && history->faulty == 0) {
+            write_all_out(history);
             judge_parity(history->judge, (1u << history->members) - 1, "after the work");
+        }
         if (!synced && history->verdict.missing == 0 && history->faulty == 0)
             sim_fail("the resync did not end well, and nothing was in its way");
     }
@@ -1070,14 +1418,22 @@ run_work(struct history *history)
 static task_fn void
 stop(struct history *history)
 {
-    const uint64_t begun = cluster_moment(history->cluster);
+    const uint64_t begun = cluster_moment(history->cluster),
+                   begun_ns = loop_now_ns(history->cluster->loop);
     const int result = array_stop(history->array);
+    struct array_status status;
 
     cluster_trace(history->cluster, "stop: %d", result);
+    check_time(history, begun_ns, "stop", (struct range){0, 0});
     check_result(history, result, "stop", (struct range){0, 0});
-    if (result == 0) {
+    array_status(history->array, &status);
+    if (result == 0 && status.write_back.blocks > 0)
+        sim_fail("the array was stopped in good order, and %llu blocks are cached",
+                 (unsigned long long)status.write_back.blocks);
+    /* With a journal that failed, what was acknowledged is on the members now. */
+    if (result == 0 || (status.journal_failed && !status.failed)) {
         model_flushed(history->model, begun, cluster_moment(history->cluster));
-        history->stopped_clean = true;
+        history->stopped_clean = result == 0;
     }
 }
 
@@ -1118,6 +1474,23 @@ run_main(void *arg)
     array_destroy(history->array);
 }
 
+/* In which mode the array is to start. */
+static void
+mode_choose(struct history *history)
+{
+    struct sim_random *const random = &history->random;
+    const struct sim_mode *const mode = history->mode;
+
+    history->write_back = history->switches = false;
+    history->write_out_ns = 0;
+    memset(history->lost, 0, sizeof history->lost);
+    if (!history->journaled || mode->cache_percent == 0)
+        return;
+    history->write_back = random_percent(random, mode->cache_percent);
+    history->switches = random_percent(random, mode->switch_percent);
+    history->cached = history->cached || history->write_back || history->switches;
+}
+
 static void
 run_begin(struct history *history)
 {
@@ -1129,7 +1502,8 @@ run_begin(struct history *history)
     history->every = history->mode->every_percent > 0 &&
                      random_percent(&history->random, history->mode->every_percent);
     history->cluster->counts[COUNT_EVERY_MOMENT] += history->every;
-    history->model->write_through = history->journaled;
+    history->model->journaled = history->journaled;
+    mode_choose(history);
     faults_clear(history);
     faulty_choose(history);
     history->suspects |= history->faulty;
@@ -1212,9 +1586,16 @@ judge_cut(struct history *history, uint64_t moment, bool adopt)
     if (moment == history->cluster->moment && history->stopped_clean && history->journaled &&
         found.data_only + found.data_parity > 0)
         sim_fail("the array was stopped in good order, and its log is not empty");
-    if (!history->foreign && found.data_only > 0)
+    if (!history->foreign && !history->cached && found.data_only > 0)
         sim_fail("after a crash at moment %llu the log has data without its parity",
                  (unsigned long long)moment);
+    if (!history->foreign && found.data_only > 0 && !found.fits_again)
+        sim_fail("L2: after a crash at moment %llu the log has %llu data-only stripes, and no room "
+                 "to log them again",
+                 (unsigned long long)moment, (unsigned long long)found.data_only);
+    if (!history->foreign && found.flush_payloads > 0)
+        sim_fail("L3: the log has %llu FLUSH payloads", (unsigned long long)found.flush_payloads);
+    history->cluster->counts[COUNT_CRASHES_CACHED] += !history->foreign && found.data_only > 0;
     judge_image(judge, &history->verdict, moment, adopt);
     if (history->verdict.journal_disk >= 0)
         image_undo(history->cluster, &judge->undo);
@@ -1332,6 +1713,61 @@ look_main(void *arg)
     history->stopped_clean = false;
 }
 
+/* Members beyond the first parity covers stay away: those of the start that comes next. Returns the
+ * set. */
+static unsigned
+members_keep_away(struct history *history)
+{
+    const struct verdict *const verdict = &history->verdict;
+    unsigned missing = verdict->missing, away = 0;
+
+    if (verdict->result != 0 || verdict->dirty || verdict->journal_disk < 0 ||
+        memchr(history->judge->bad, 1, history->judge->stripes) != NULL)
+        return 0;
+    for (unsigned i = 0; i < 2 && missing < history->geometry.parities; ++i) {
+        const int disk =
+            verdict->disk_of[random_below(&history->random, history->geometry.members)];
+
+        if (disk < 0 || (away >> disk & 1))
+            continue;
+        away |= 1u << disk;
+        ++missing;
+    }
+    return away;
+}
+
+/* Somebody looks only, and not all members may be there. */
+static void
+look(struct history *history)
+{
+    const unsigned offered = history->offered;
+    const unsigned away = random_percent(&history->random, 50) ? members_keep_away(history) : 0;
+
+    history->faulty = 0;
+    faults_clear(history);
+    history->journaled = true;
+    history->offered &= ~away;
+    judge_decide(history->judge, history->offered, &history->verdict);
+    loop_run_task(history->cluster->loop, look_main, history);
+    history->offered = offered;
+    judge_decide(history->judge, history->offered, &history->verdict);
+}
+
+/* A member is gone with the power. What only parity has of it, with what the log says, is all that
+ * is left of it. */
+static void
+leave_out(struct history *history)
+{
+    const unsigned away = members_keep_away(history);
+
+    history->offered &= ~away;
+    history->suspects |= away;
+    judge_decide(history->judge, history->offered, &history->verdict);
+    for (unsigned s = 0; s < history->geometry.members; ++s)
+        if (history->verdict.disk_of[s] < 0)
+            judge_lost(history->judge, s);
+}
+
 /* --- The end of a history ------------------------------------------------------------------- */
 
 /* Everything is in order: resync to the end, stop, judge parity. */
@@ -1382,7 +1818,8 @@ history_end(struct history *history)
     history->force = force_for(&history->verdict);
     history->begun_moment = cluster_moment(history->cluster);
     history->journaled = history->verdict.journal_disk >= 0;
-    history->model->write_through = history->journaled;
+    history->model->journaled = history->journaled;
+    mode_choose(history);
     loop_run_task(loop, settle_main, history);
     image_build(history->cluster, &history->world->image, history->cluster->moment, TEAR_RANDOM,
                 random);
@@ -1412,6 +1849,7 @@ history_end(struct history *history)
             judge_lost(history->judge, s);
     history->force = force_for(&history->verdict);
     history->journaled = history->verdict.journal_disk >= 0;
+    mode_choose(history);
     loop_run_task(loop, loss_main, history);
     /* Nothing of this history may be left. */
     image_adopt(history->cluster, &history->world->image);
@@ -1427,6 +1865,7 @@ history_run(struct sim_world *world, const struct sim_mode *mode, uint64_t seed)
     unsigned runs;
 
     history->mode = mode;
+    history->cached = false;
     history->random.state = seed + ((uint64_t)(mode - sim_modes) << 48);
     (void)random_next(&history->random); /* neighbouring seeds part */
     history_make(history);
@@ -1452,12 +1891,10 @@ history_run(struct sim_world *world, const struct sim_mode *mode, uint64_t seed)
         power_cut(history);
         cluster->counts[COUNT_RESTARTS]++;
         if (history->journal != 0 && history->verdict.result == 0 &&
-            random_percent(&history->random, 20)) {
-            history->faulty = 0;
-            faults_clear(history);
-            history->journaled = true;
-            loop_run_task(cluster->loop, look_main, history);
-        }
+            random_percent(&history->random, 20))
+            look(history);
+        if (history->journal != 0 && random_percent(&history->random, 10))
+            leave_out(history);
     }
     if (mode->beyond)
         image_adopt(cluster, &world->image);

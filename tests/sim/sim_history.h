@@ -33,6 +33,9 @@ struct sim_mode {
     unsigned journal_loss_percent; /* runs in which the journal may fail */
     unsigned foreign_percent;      /* histories that begin with a log such as the kernel leaves */
     unsigned every_percent;        /* runs of which every moment is looked at; small arrays */
+    unsigned cache_percent;        /* runs in write-back; the rest in write-through */
+    unsigned switch_percent;       /* runs in which the mode is changed under load */
+    unsigned rot_percent;          /* runs in which blocks of the journal rot */
     uint64_t promised; /* set of enum sim_count that may not be 0 after many histories */
 };
 

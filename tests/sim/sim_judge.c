@@ -278,12 +278,13 @@ find_open(struct judge *judge, const struct verdict *verdict, uint64_t moment)
     }
 }
 
-/* V6 for each block of a data chunk. */
+/* V6 and V7 for each block of a data chunk. */
 static void
 judge_blocks(const struct judge *judge, const struct view *view, unsigned d, uint64_t moment)
 {
     const struct geometry *const geometry = &judge->geometry;
     const uint64_t offset = geometry_chunk_offset(geometry, view->row.number, d);
+    const uint8_t *const memory = view->data[d];
 
     for (uint64_t at = 0; at < geometry->chunk_bytes; at += BLOCK_BYTES) {
         const uint64_t sector = (offset + at) / SECTOR_BYTES;
@@ -291,10 +292,16 @@ judge_blocks(const struct judge *judge, const struct view *view, unsigned d, uin
 
         for (unsigned s = 0; s < BLOCK_SECTORS; ++s)
             known = known && judge->values[sector + s] != VALUE_UNKNOWN;
-        if (known &&
-            !model_block_whole(judge->model, (const uint8_t *)view->data[d] + at, sector, moment))
+        if (!known)
+            continue;
+        if (!model_block_whole(judge->model, memory + at, sector, moment))
             sim_fail("after a crash at moment %llu the block at sector %llu (slot %u, row %llu) is "
                      "a mixture",
+                     (unsigned long long)moment, (unsigned long long)sector, view->members[d],
+                     (unsigned long long)view->row.number);
+        if (!model_block_ordered(judge->model, memory + at, sector, moment))
+            sim_fail("after a crash at moment %llu the block at sector %llu (slot %u, row %llu) is "
+                     "a mixture of old and new",
                      (unsigned long long)moment, (unsigned long long)sector, view->members[d],
                      (unsigned long long)view->row.number);
     }
@@ -327,7 +334,7 @@ judge_chunk(struct judge *judge, const struct view *view, unsigned d, uint64_t m
                      (unsigned long long)view->row.number, how, found, allowed);
         }
     }
-    if (judge->model->write_through)
+    if (judge->model->journaled)
         judge_blocks(judge, view, d, moment);
 }
 
@@ -397,7 +404,7 @@ judge_row(struct judge *judge, const struct verdict *verdict, uint64_t number, u
     for (uint64_t i = 0; i < geometry->chunk_bytes / BLOCK_BYTES; ++i) {
         const uint64_t stripe = first_stripe + i;
         const bool was_bad = judge->bad[stripe] && !judge->healed[stripe];
-        const bool open = judge->open[stripe] && !judge->model->write_through; /* K4 */
+        const bool open = judge->open[stripe] && !judge->model->journaled; /* K4 */
         const bool hole = lost_count > 0 && verdict->dirty && (open || was_bad);
         const bool promised = lost_count > 0
                                   ? !hole && !judge->bad[stripe]

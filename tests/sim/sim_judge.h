@@ -13,7 +13,7 @@
  *       if, at the crash, its stripe had a write that was not durable, or a request under way, or
  *       parity that was not good before and no write since, durable at the crash, has made good.
  *   K4. With a journal what counts is what its recovery leaves (sim_log.h has one of the judge's
- *       own): then K3 concerns only parity that was not good before, and V5 and V6 hold.
+ *       own): then K3 concerns only parity that was not good before, and V5 to V7 hold.
  */
 #ifndef STRIPELOG_SIM_JUDGE_H
 #define STRIPELOG_SIM_JUDGE_H

@@ -84,7 +84,8 @@ entry_whole(const struct log_walk *walk, const uint8_t *meta, const struct journ
 }
 
 static void
-entry_note(struct log_walk *walk, const uint8_t *meta, const struct journal_entry *entry)
+entry_note(struct log_walk *walk, const uint8_t *meta, const struct journal_entry *entry,
+           struct log_found *found)
 {
     const struct geometry *const geometry = &walk->judge->geometry;
     struct journal_cursor cursor;
@@ -120,11 +121,14 @@ entry_note(struct log_walk *walk, const uint8_t *meta, const struct journal_entr
             stripe->complete[row.p] = at[0];
             if (row.q != NO_MEMBER)
                 stripe->complete[row.q] = at[1];
+        } else {
+            ++found->flush_payloads;
         }
     }
 }
 
-static void
+/* Returns the blocks from the tail to the end. */
+static uint64_t
 walk_log(struct log_walk *walk, struct log_found *found)
 {
     uint64_t at = walk->sb.journal_tail_sectors * SECTOR_BYTES, seq = 0, used = 0;
@@ -141,7 +145,7 @@ walk_log(struct log_walk *walk, struct log_found *found)
             used + (1 + (uint64_t)entry.block_count) * BLOCK_BYTES > walk->geometry.ring_bytes ||
             !entry_whole(walk, meta, &entry))
             break;
-        entry_note(walk, meta, &entry);
+        entry_note(walk, meta, &entry, found);
         used += (1 + (uint64_t)entry.block_count) * BLOCK_BYTES;
         seq = entry.seq + 1;
         at = journal_entry_next(&entry, &walk->geometry);
@@ -150,6 +154,24 @@ walk_log(struct log_walk *walk, struct log_found *found)
     if (found->entries == 0)
         sim_fail("L1: no valid entry stands at the journal's tail, position %llu",
                  (unsigned long long)at);
+    return used / BLOCK_BYTES;
+}
+
+/* Blocks that the open cycles take if they are logged again, each in an entry of its own. */
+static uint64_t
+blocks_again(const struct log_walk *walk)
+{
+    const struct geometry *const geometry = &walk->judge->geometry;
+    uint64_t blocks = 0;
+
+    for (uint64_t s = 0; s < walk->judge->stripes; ++s) {
+        unsigned open = 0;
+
+        for (unsigned m = 0; m < geometry->members; ++m)
+            open += walk->stripes[s].open[m] != NO_BLOCK;
+        blocks += open > 0 ? 1 + open : 0;
+    }
+    return blocks;
 }
 
 static void
@@ -224,6 +246,7 @@ void
 log_recover(struct judge *judge, const struct verdict *verdict, struct log_found *found)
 {
     static struct log_walk walk; /* large */
+    uint64_t used, again;
 
     assert(judge->stripes <= STRIPES_MAX);
     memset(found, 0, sizeof *found);
@@ -237,7 +260,9 @@ log_recover(struct judge *judge, const struct verdict *verdict, struct log_found
     walk.data_offset = superblock_data_offset_bytes(&walk.sb);
     judge->undo.count = 0;
     judge->undo.used = 0;
-    walk_log(&walk, found);
+    used = walk_log(&walk, found);
+    again = blocks_again(&walk);
+    found->fits_again = used + 1 + again + 1 <= walk.geometry.ring_bytes / BLOCK_BYTES;
     for (uint64_t s = 0; s < judge->stripes; ++s)
         stripe_recover(&walk, s, found);
 }

@@ -9,6 +9,14 @@
  *
  * L1. The tail names a valid entry, whatever the crash.
  *
+ * And of logs that nobody but the engine has written (the finder is told, and judges):
+ *
+ * L2. What is data-only can be logged again behind the log's end without touching anything from the
+ *     tail on: each stripe in an entry of its own, one empty entry before them all, and one block
+ *     that stays free. (A kernel that takes over does that, and does not look whether it fits.)
+ *
+ * L3. No FLUSH payload: a kernel would believe it.
+ *
  * Made logs are such as the kernel leaves in write-back: data-only stripes, cycles one upon the
  * other, parity without data, FLUSH payloads (true or premature), empty entries, a torn entry at
  * the end with whole ones behind it, remains of older laps; some nearly fill the ring.
@@ -20,6 +28,8 @@
 
 struct log_found {
     uint64_t entries, data_only, data_parity; /* entries; stripes */
+    bool fits_again;                          /* L2 */
+    uint64_t flush_payloads;                  /* L3 */
 };
 
 /* Recovers what is in `stable`; image_undo(judge->undo) takes it back. */

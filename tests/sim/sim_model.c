@@ -171,7 +171,7 @@ model_begin(struct model *model, uint64_t sectors)
         model->sectors_capacity = sectors;
     }
     model->sectors = sectors;
-    model->write_through = false;
+    model->journaled = false;
     model->blobs_count = 0;
     model->version = VALUE_FIRST;
     for (uint64_t s = 0; s < sectors; ++s)
@@ -305,6 +305,75 @@ model_block_whole(const struct model *model, const uint8_t *memory, uint64_t sec
     return true;
 }
 
+/* Who wrote what a sector holds. */
+struct writer {
+    bool certain; /* only one can have been */
+    uint32_t op;  /* its number + 1; 0: what was there at the start */
+};
+
+static struct writer
+writer_of(const struct model *model, const uint8_t *memory, uint64_t sector, uint64_t moment)
+{
+    const bool base = content_is(model, memory, sector, model->base[sector]);
+    struct writer writer = {.certain = base && model->base[sector] != VALUE_UNKNOWN};
+    unsigned count = base;
+
+    for (uint32_t n = model->list[sector]; n != 0; n = model->nodes[n - 1].next) {
+        const uint32_t number = model->nodes[n - 1].op;
+        const struct model_op *const op = &model->ops[number];
+
+        if (op->begun > moment || !content_is(model, memory, sector, op_value(op, sector)))
+            continue;
+        writer = (struct writer){++count == 1, number + 1};
+    }
+    return writer;
+}
+
+/* The op was done before one of the writers began, or is one of them: the block has it. */
+static bool
+op_is_there(const struct model *model, uint32_t number, const struct writer *writers)
+{
+    const struct model_op *const op = &model->ops[number];
+
+    for (unsigned s = 0; s < BLOCK_SECTORS; ++s)
+        if (writers[s].certain && writers[s].op != 0 &&
+            (writers[s].op == number + 1 ||
+             (op->definite && op->acknowledged < model->ops[writers[s].op - 1].begun)))
+            return true;
+    return false;
+}
+
+/* Sure to be older than what the op wrote. */
+static bool
+writer_is_older(const struct model *model, struct writer writer, uint32_t number)
+{
+    const struct model_op *const op = &model->ops[number];
+
+    if (!writer.certain || writer.op == number + 1)
+        return false;
+    return writer.op == 0 || (model->ops[writer.op - 1].definite &&
+                              model->ops[writer.op - 1].acknowledged < op->begun);
+}
+
+bool
+model_block_ordered(const struct model *model, const uint8_t *memory, uint64_t sector,
+                    uint64_t moment)
+{
+    struct writer writers[BLOCK_SECTORS];
+
+    for (unsigned s = 0; s < BLOCK_SECTORS; ++s)
+        writers[s] = writer_of(model, memory + s * SECTOR_BYTES, sector + s, moment);
+    for (unsigned s = 0; s < BLOCK_SECTORS; ++s)
+        for (uint32_t n = model->list[sector + s]; n != 0; n = model->nodes[n - 1].next) {
+            const uint32_t number = model->nodes[n - 1].op;
+
+            if (model->ops[number].begun <= moment && writer_is_older(model, writers[s], number) &&
+                op_is_there(model, number, writers))
+                return false;
+        }
+    return true;
+}
+
 void
 model_describe(const struct model *model, uint64_t sector, uint64_t moment, char text[400])
 {
@@ -425,13 +494,13 @@ model_op_begin(struct model *model, const struct model_op *op, uint64_t now)
 }
 
 void
-model_op_end(struct model *model, uint32_t number, int result, uint64_t now)
+model_op_end(struct model *model, uint32_t number, int result, bool durable, uint64_t now)
 {
     struct model_op *const op = &model->ops[number];
 
     op->acknowledged = now;
     op->definite = result == 0 && op->kind != MODEL_TRIM;
-    if (result == 0 && (op->fua || model->write_through))
+    if (result == 0 && durable)
         op->durable = now;
     mark_edges(model, op, 0);
 }
@@ -442,6 +511,16 @@ model_flushed(struct model *model, uint64_t begun, uint64_t now)
     for (uint32_t i = 0; i < model->ops_count; ++i)
         if (model->ops[i].acknowledged < begun && model->ops[i].durable == SIM_NEVER)
             model->ops[i].durable = now;
+}
+
+void
+model_forget(struct model *model, uint64_t first, uint64_t count)
+{
+    for (uint64_t s = first; s < first + count; ++s) {
+        model->base[s] = VALUE_UNKNOWN;
+        model->seen_at[s] = 0;
+        model->list[s] = 0;
+    }
 }
 
 void

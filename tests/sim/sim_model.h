@@ -17,11 +17,15 @@
  *       FUA, or acknowledged before a flush began that was itself acknowledged.
  *   V4. A write that failed, and a trim, may or may not have happened; they supersede nothing.
  *
- * With a journal that is written through (`write_through`) the promise is stronger:
+ * With a journal (`journaled`) the promise is stronger:
  *
- *   V5. What is acknowledged is durable.
+ *   V5. What is acknowledged while the journal is written through is durable (the requester knows
+ *       in which mode it is, and says so to model_op_end).
  *   V6. An aligned 4 KiB block is never a mixture: each write is there as a whole, as far as no
  *       other covers it, or not at all.
+ *   V7. A block is as it once was: where a write is there, each one that had been acknowledged
+ *       before it began is there too, as far as nothing later covers it. What is lost of a block is
+ *       lost from the end.
  *
  * After a restart what the disks hold is judged once by V3, and what was found is then the only
  * value the sector may have (`base`).
@@ -51,7 +55,7 @@ struct model_op {
 
 struct model {
     uint64_t sectors;
-    bool write_through;
+    bool journaled;     /* V6, V7 */
     uint32_t *base;     /* owned: this and the next five, by sector */
     uint32_t *seen;     /* V2: the value, where seen_at != 0 */
     uint64_t *seen_at;  /* moment at which that read began */
@@ -96,13 +100,17 @@ uint32_t model_version(struct model *model);
 uint32_t model_blob(struct model *model, const uint8_t *memory);
 /* The op by its number. */
 uint32_t model_op_begin(struct model *model, const struct model_op *op, uint64_t now);
-void model_op_end(struct model *model, uint32_t op, int result, uint64_t now);
+/* durable: if it was done, it is durable as well. */
+void model_op_end(struct model *model, uint32_t op, int result, bool durable, uint64_t now);
 /* A flush that began then was acknowledged now. */
 void model_flushed(struct model *model, uint64_t begun, uint64_t now);
 
 /* V1, V2. Fails the history if the sectors that were read are not allowed. */
 void model_check_read(struct model *model, const uint8_t *memory, uint64_t first, uint64_t count,
                       uint64_t begun, uint64_t now, const char *who);
+
+/* What was written there is lost, and named: whatever is there is fine. */
+void model_forget(struct model *model, uint64_t first, uint64_t count);
 
 /* What was there before this run is no longer promised, nor what is being put together with it. */
 void model_make_void(struct model *model, uint64_t first, uint64_t count);
@@ -115,6 +123,9 @@ uint32_t model_after_crash(const struct model *model, const uint8_t *memory, uin
 /* V6 for the block that begins at the sector, each sector of which V3 allows. */
 bool model_block_whole(const struct model *model, const uint8_t *memory, uint64_t sector,
                        uint64_t moment);
+/* V7 for the block that begins at the sector, for each of which V3 allows what it holds. */
+bool model_block_ordered(const struct model *model, const uint8_t *memory, uint64_t sector,
+                         uint64_t moment);
 /* The allowed values in words. */
 void model_describe(const struct model *model, uint64_t sector, uint64_t moment, char text[400]);
 /* A new run begins from these values (sectors of them). */
