@@ -77,8 +77,7 @@ struct journal {
     struct journal_entry_state *uncommitted; /* the first that is not complete; NULL: none */
     struct journal_entry_state *unsubmitted; /* the first that was not sent; NULL: none */
     uint64_t complete_seq, durable_seq;      /* of the last entry that is */
-    uint64_t durable_wanted_seq; /* of the last one that an append waits for to become durable */
-    uint64_t flush_wanted_seq;   /* of the last one that a flush was asked for */
+    uint64_t flush_wanted_seq;               /* of the last one that a flush was asked for */
     uint64_t told_seq; /* of the last one of which an append was told that it is complete */
     struct journal_entry_state *open;
     struct journal_entry_state *slots, *slots_first_free; /* owned array */
@@ -323,12 +322,21 @@ entry_close(struct journal *journal)
     wake(journal, &journal->writer);
 }
 
+/* Is there an append that a flush would end the wait of? */
+static bool
+append_wants_flush(const struct journal *journal)
+{
+    const struct journal_append *append = journal->waiting[JOURNAL_DURABLE].first;
+
+    return append != NULL && append->last->seq <= journal->complete_seq;
+}
+
 /* Have this entry and all before it come to where their appends wait for them? */
 static bool
 arrived(const struct journal *journal, uint64_t seq)
 {
     return journal->complete_seq >= seq &&
-           journal->durable_seq >= min_u64(seq, journal->durable_wanted_seq);
+           (journal->durable_seq >= seq || !append_wants_flush(journal));
 }
 
 /* Does the open entry wait? Its stripes cannot go on before all earlier entries have arrived anyway
@@ -521,8 +529,6 @@ journal_append_wait(struct journal *journal, struct journal_append *append, enum
         return -EIO; /* nothing was sent since its first step, and nothing will be */
     if (append->last == NULL)
         return 0;
-    if (until == JOURNAL_DURABLE)
-        journal->durable_wanted_seq = append->last->seq;
     append->waiter = task_self(journal->loop);
     append->next = NULL;
     *list->last = append;
@@ -781,10 +787,8 @@ committer_main(void *arg)
 static bool
 flush_wanted(const struct journal *journal)
 {
-    const struct journal_append *append = journal->waiting[JOURNAL_DURABLE].first;
-
-    return !journal->failed && (journal->flush_wanted_seq > journal->durable_seq ||
-                                (append != NULL && append->last->seq <= journal->complete_seq));
+    return !journal->failed &&
+           (journal->flush_wanted_seq > journal->durable_seq || append_wants_flush(journal));
 }
 
 static void

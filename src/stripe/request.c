@@ -43,6 +43,22 @@ change_reserve(const struct engine *engine, uint64_t blocks, uint64_t stripes)
     return engine->write_back == NULL ? logged : logged + blocks + stripes * (1 + parities);
 }
 
+/* Stripes of blocks that are sorted by place. */
+static uint64_t
+blocks_stripes(const struct engine *engine, const struct engine_block *blocks, uint64_t count)
+{
+    uint64_t stripes = 0, last = UINT64_MAX;
+
+    for (uint64_t i = 0; i < count; ++i) {
+        struct place place;
+
+        geometry_map(engine->geometry, blocks[i].array_offset, &place);
+        stripes += place.member_offset != last;
+        last = place.member_offset;
+    }
+    return stripes;
+}
+
 /* What the piece needs of the log. A contiguous range has at most one stripe for each block. */
 static uint64_t
 piece_reserve(const struct engine *engine, const struct piece *piece)
@@ -58,7 +74,7 @@ piece_reserve(const struct engine *engine, const struct piece *piece)
                  BLOCK_BYTES;
         return change_reserve(engine, blocks, min_u64(blocks, engine->group_stripes));
     case PIECE_WRITE_OUT:
-        return min_u64(piece->length, engine->group_stripes) * (1 + parities);
+        return blocks_stripes(engine, piece->blocks, piece->length) * (1 + parities);
     default:
         return 0;
     }

@@ -422,7 +422,7 @@ model_write(struct model_fixture *m, uint32_t version, uint64_t begun, uint64_t 
     const uint32_t number = model_op_begin(&m->model, &op, begun);
 
     if (ended != 0)
-        model_op_end(&m->model, number, 0, ended);
+        model_op_end(&m->model, number, 0, fua, ended);
     return number;
 }
 
