@@ -60,8 +60,8 @@ enum array_event_kind {
     ARRAY_RECOVERY_DONE,     /* text says what was found: clean, or N data-only, M data-parity */
     ARRAY_JOURNAL_FAILED,    /* no more writes; what was acknowledged is on the members */
     ARRAY_JOURNAL_MODE,      /* the mode in use has changed; text says to which, and why */
-    ARRAY_DATA_LOST, /* acknowledged data that only the journal held; text names the range */
-    ARRAY_FAILED,    /* more members lost than parity covers: read-only, EIO where needed */
+    ARRAY_DATA_LOST,         /* acknowledged data that only the journal held */
+    ARRAY_FAILED,            /* more members lost than parity covers: read-only, EIO where needed */
     ARRAY_WARNING,
 };
 
@@ -71,7 +71,8 @@ struct array_event {
     enum recovery_phase phase;        /* RECOVERY_PROGRESS */
     uint64_t done_bytes, total_bytes; /* resync: member bytes; recovery: see recovery.h */
     uint64_t rate_bytes_per_s;
-    uint64_t remaining_ms; /* UINT64_MAX while unknown */
+    uint64_t remaining_ms;               /* UINT64_MAX while unknown */
+    uint64_t array_offset, length_bytes; /* DATA_LOST */
     char text[480];
 };
 

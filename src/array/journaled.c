@@ -5,6 +5,7 @@
 #include "array/internal.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 /* Eighths of the engine's memory that the index of the log may take beside it: most of what the
@@ -436,12 +437,22 @@ static void
 data_lost(void *owner, uint64_t array_offset, int error)
 {
     struct array *array = owner;
+    struct array_event event = {
+        .kind = ARRAY_DATA_LOST,
+        .member = NO_MEMBER,
+        .array_offset = array_offset,
+        .length_bytes = BLOCK_BYTES,
+    };
 
-    array_tell(array, ARRAY_DATA_LOST, NO_MEMBER,
-               "%s: %u acknowledged bytes of the array at %" PRIu64
-               " are lost: only the journal held them, and %s",
-               journal_of(array)->device->name, BLOCK_BYTES, array_offset,
-               error == -EBADMSG ? "holds something else there" : "cannot be read there");
+    if (array->config.event == NULL)
+        return;
+    (void)snprintf(event.text, sizeof event.text,
+                   "%s: %u acknowledged bytes of the array at %" PRIu64
+                   " are lost: only the journal held them, and %s",
+                   journal_of(array)->device->name, BLOCK_BYTES, array_offset,
+                   error == -EBADMSG ? "holds something else there"
+                                     : "cannot be read there"); /* cut off is fine */
+    array->config.event(array->config.owner, &event);
 }
 
 /* Stripes that a kernel can recover. */

@@ -1099,11 +1099,8 @@ static void
 data_lost(struct history *history, const struct array_event *event)
 {
     struct sim_disk *const disk = &history->cluster->disks[history->members];
-    unsigned long long offset, length;
-    const char *const at = strstr(event->text, "LOST-RANGE");
+    const uint64_t offset = event->array_offset, length = event->length_bytes;
 
-    if (at == NULL || sscanf(at, "LOST-RANGE %llu %llu", &offset, &length) != 2)
-        sim_fail("data is lost, and it is not said where: %s", event->text);
     if (!disk->dead && disk->bad_count == 0 && history->mode->rot_percent == 0)
         sim_fail("data is lost, and the journal can be read: %s", event->text);
     if (length == 0 || offset % BLOCK_BYTES != 0 || length % BLOCK_BYTES != 0 ||
