@@ -455,6 +455,17 @@ data_lost(void *owner, uint64_t array_offset, int error)
     array->config.event(array->config.owner, &event);
 }
 
+static void
+write_out_failed(void *owner, uint64_t member_offset)
+{
+    struct array *array = owner;
+
+    array_tell(array, ARRAY_WARNING, NO_MEMBER,
+               "stripes from %" PRIu64 " of each member on cannot be written out: too much of them "
+               "cannot be read or written; the journal keeps what was written to them",
+               member_offset);
+}
+
 /* Stripes that a kernel can recover. */
 static uint64_t
 stripes_max(const struct array *array)
@@ -489,6 +500,7 @@ create_cache(struct array *array)
                 .ring_blocks = geometry.ring_bytes / BLOCK_BYTES,
                 .checksum_seed = geometry.checksum_seed,
                 .data_lost = data_lost,
+                .write_out_failed = write_out_failed,
             },
             &array->no_write_back) < 0)
         assert(array->no_write_back.code < 0);

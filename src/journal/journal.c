@@ -185,13 +185,36 @@ space_there(const struct journal *journal, uint64_t blocks)
     return journal->used_blocks + journal->reserved_blocks + blocks + 1 <= journal->ring_blocks;
 }
 
+/* Blocks from the position (of an entry) to the head, the open entry's included. */
+static uint64_t
+used_behind(const struct journal *journal, uint64_t position)
+{
+    const uint64_t open =
+        journal->open == NULL ? 0 : 1 + (uint64_t)journal->open->writer.block_count;
+
+    return ring_blocks_between(journal, position, journal->head) + open;
+}
+
+/* What the tail will never pass leaves less than that. */
+static bool
+space_hopeless(const struct journal *journal, uint64_t blocks)
+{
+    uint64_t oldest;
+
+    if (journal->holder == NULL || !journal->holder->stuck ||
+        !journal->holder->oldest(journal->holder, &oldest))
+        return false;
+    return used_behind(journal, oldest) + blocks + 1 > journal->ring_blocks;
+}
+
 /* Serves who waits, in order. */
 static void
 space_grant(struct journal *journal)
 {
     while (journal->waiters_first != NULL) {
         struct space_waiter *waiter = journal->waiters_first;
-        const bool over = journal->failed || journal->ended;
+        const bool over =
+            journal->failed || journal->ended || space_hopeless(journal, waiter->blocks);
 
         if (!over && !space_there(journal, waiter->blocks))
             return;
@@ -226,6 +249,8 @@ journal_reserve(struct journal *journal, uint64_t blocks)
     wake(journal, &journal->keeper);
     if (journal->holder != NULL)
         journal->holder->space_wanted(journal->holder);
+    if (space_hopeless(journal, journal->waiters_first->blocks))
+        loop_at_turn_end(journal->loop, &journal->turn_end); /* it tells us */
     task_suspend(journal->loop);
     return waiter.granted ? 0 : -EIO;
 }
@@ -242,11 +267,7 @@ journal_reserve_now(struct journal *journal, uint64_t blocks)
 uint64_t
 journal_free_behind(const struct journal *journal, uint64_t position)
 {
-    const uint64_t used =
-        position == UINT64_MAX
-            ? 1
-            : ring_blocks_between(journal, position, journal->head) +
-                  (journal->open != NULL ? 1 + journal->open->writer.block_count : 0);
+    const uint64_t used = position == UINT64_MAX ? 1 : used_behind(journal, position);
     const uint64_t taken = used + journal->reserved_blocks + 1;
 
     return journal->ring_blocks > taken ? journal->ring_blocks - taken : 0;
@@ -358,6 +379,7 @@ turn_ended(struct turn_hook *hook)
 
     if (journal->open != NULL && !entry_waits(journal))
         entry_close(journal);
+    space_grant(journal);
 }
 
 static bool checkpoint_wanted(const struct journal *journal);
@@ -392,6 +414,7 @@ void
 journal_holder_moved(struct journal *journal)
 {
     entries_retire(journal); /* it looks whether there is something for a checkpoint */
+    space_grant(journal);    /* and it may have become hopeless to wait */
 }
 
 /* --- Appending ------------------------------------------------------------------------------- */

@@ -202,6 +202,9 @@ struct engine_cache_config {
     uint32_t checksum_seed;
     /* A block that only the log held cannot be read back (array bytes). Must not suspend. */
     void (*data_lost)(void *owner, uint64_t array_offset, int error);
+    /* Something in the group that begins at member_offset can be brought neither to its member nor
+     * to parity: it stays cached, and in the log. Must not suspend. */
+    void (*write_out_failed)(void *owner, uint64_t member_offset);
 };
 
 struct write_back_status {

@@ -683,13 +683,19 @@ cached_stick(struct run *run, uint64_t stripes)
 {
     struct cache *cache = run->engine->write_back->cache;
     const uint64_t set_aside = cache_counts(cache)->reserve_blocks;
+    bool some;
 
     stripes &= masks_union(run, run->cached);
+    some = stripes != 0;
     run->stuck |= stripes;
     for (; stripes != 0; stripes &= stripes - 1)
         cache_stick(cache, run->base / BLOCK_BYTES + (unsigned)__builtin_ctzll(stripes));
     run->reserved += (int64_t)(set_aside - cache_counts(cache)->reserve_blocks);
-    write_back_moved(run->engine->write_back);
+    if (some) {
+        run->engine->write_back->config.write_out_failed(run->engine->config.owner, run->base);
+        write_back_moved(run->engine->write_back);
+        journal_holder_moved(run->engine->journal);
+    }
 }
 
 static void
