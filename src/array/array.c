@@ -630,7 +630,7 @@ array_data_missing(const struct array *array)
     struct write_back_status status;
 
     engine_write_back_status(array->engine, &status);
-    return status.blocks > 0;
+    return status.blocks > 0 || status.lost > 0;
 }
 
 task_fn int

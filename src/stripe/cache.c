@@ -554,10 +554,12 @@ cache_put(struct cache *cache, const struct cache_place *place, const uint8_t *m
         node = &cache->nodes[number];
         assert(!(node->flags & NODE_STUCK));
         ++cache->counts.overwritten;
-        if (node->flags & NODE_LOST)
+        if (node->flags & NODE_LOST) {
             stripe_counts(cache, place->stripe, before, before + 1);
-        else
+            --cache->counts.lost_blocks;
+        } else {
             order_remove(cache, number);
+        }
         if (!(node->flags & NODE_DROPPED))
             frame_give(cache, node);
         node->flags = NODE_DROPPED;
@@ -581,7 +583,9 @@ cache_remove(struct cache *cache, cache_node number)
 
         stripe_counts(cache, stripe, before, before - 1);
     }
-    if (!(node->flags & NODE_LOST))
+    if (node->flags & NODE_LOST)
+        --cache->counts.lost_blocks;
+    else
         order_remove(cache, number);
     if (!(node->flags & NODE_DROPPED))
         frame_give(cache, node);
@@ -608,6 +612,7 @@ cache_lose(struct cache *cache, cache_node number)
         stripe_counts(cache, stripe, before, before - 1);
     }
     order_remove(cache, number);
+    ++cache->counts.lost_blocks;
     node->flags |= NODE_LOST;
     node->flags &= (uint16_t)~NODE_STUCK & 63u;
 }

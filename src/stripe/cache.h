@@ -56,7 +56,9 @@ void cache_destroy(struct cache *cache);
 typedef uint32_t cache_node;
 
 struct cache_counts {
-    uint64_t blocks, stripes, full_stripes; /* cached (also lost ones); with all their data */
+    uint64_t blocks; /* cached, the lost ones with them */
+    uint64_t lost_blocks;
+    uint64_t stripes, full_stripes; /* with blocks that are not lost; with all their data */
     uint64_t blocks_max, stripes_max;
     uint64_t pages, pages_max;
     uint64_t cached_total, overwritten;

@@ -307,7 +307,7 @@ engine_write_back_status(const struct engine *engine, struct write_back_status *
         return;
     counts = cache_counts(wb->cache);
     *status = wb->counts;
-    status->blocks = counts->blocks;
+    status->blocks = counts->blocks - counts->lost_blocks;
     status->stripes = counts->stripes;
     status->blocks_max = counts->blocks_max;
     status->stripes_max = counts->stripes_max;
