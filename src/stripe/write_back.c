@@ -166,8 +166,10 @@ reclaimer_main(void *arg)
 
         if (!wb->quitting) {
             count = groups_choose(wb);
-            if (!cache_oldest_unchosen(wb->cache, &entry_block))
+            if (!cache_oldest_unchosen(wb->cache, &entry_block)) {
                 wb->idle = wb->rotten = false;
+                wb->owed = 0;
+            }
         } else if (wb->under_way == 0) {
             break;
         }
