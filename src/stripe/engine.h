@@ -228,7 +228,8 @@ void engine_write_back(struct engine *engine, bool on);
 /* Everything that was cached before this call is written out; changes go through meanwhile. -EIO:
  * something cannot be, or the journal has failed. */
 task_fn int engine_drain(struct engine *engine) must_check;
-/* The journal has failed, and no change is under way: the same, without logging anything. */
+/* The journal, or its superblock, has failed, and no change is under way: the same, without logging
+ * anything. */
 task_fn int engine_drain_unlogged(struct engine *engine) must_check;
 /* Ends what is being written out, and begins no more: before the journal is destroyed. */
 task_fn void engine_end_write_back(struct engine *engine);

@@ -273,7 +273,6 @@ engine_drain_unlogged(struct engine *engine)
 {
     if (engine->write_back == NULL)
         return 0;
-    assert(journal_failed(engine->journal));
     engine->log_gone = true;
     cache_unchoose(engine->write_back->cache);
     return engine_drain(engine);
