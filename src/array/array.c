@@ -486,6 +486,9 @@ array_start(struct loop *loop, const struct array_config *config, struct array *
         array->absent_outrun = array->assembly.degraded == 0;
         if (array->journal_candidate >= 0)
             result = array_journal_scan(array, error);
+        else if (config->journal_mode == JOURNAL_WRITE_BACK && !config->readonly)
+            result = error_set(error, -ENOTSUP, "write-back wants a journal, and the array %s",
+                               array->journal_dropped ? "is to go on without its own" : "has none");
         if (result == 0)
             result = array_run(array, error);
     }
