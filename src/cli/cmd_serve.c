@@ -5,7 +5,8 @@
  *
  *   claim the devices | start the array | pidfile | listen | READY=1 | the line on stdout
  *
- * and at the end: answer what was received, close; stop the array, which writes clean superblocks.
+ * and at the end: answer what was received, close; stop the array, which writes clean superblocks;
+ * tell who asked for that on the control socket; let everything go.
  *
  * One task, the supervisor, lives as long as the service; two others only wait, for a signal and
  * for the command of --run, and wake it.
@@ -17,6 +18,8 @@
 #include "cli/service.h"
 #include "cli/size.h"
 #include "cli/start_options.h"
+#include "control/protocol.h"
+#include "control/server.h"
 #include "nbd/listen.h"
 #include "nbd/server.h"
 
@@ -46,8 +49,13 @@ static const char help[] =
     "  --force[=DANGER]      start in spite of dirty-degraded (the default),\n"
     "                        stale-member, drop-journal, new-journal or\n"
     "                        truncate-journal; several with commas\n"
-    "  --journal-mode=MODE   how a journal is used: write-through (the only one yet)\n"
+    "  --journal-mode=MODE   when a write is answered: write-through, when it is on the members\n"
+    "                        (the default), or write-back, when it is on the journal\n"
+    "  --kernel-recoverable=yes|no\n"
+    "                        in write-back, cache no more than a kernel can recover (yes)\n"
     "  --memory=SIZE         for everything that depends on load, from 64M (256M)\n"
+    "  --control=PATH        socket for stripelog status, journal-mode and stop\n"
+    "                        (UUID.ctl where UUID.nbd would be)\n"
     "  --pidfile=PATH        write the process's number there, before listening\n"
     "  --run=COMMAND         run a shell command with $uri and $unixsocket, stop when it\n"
     "                        ends, exit with its status\n"
@@ -57,10 +65,12 @@ static const char help[] =
 
 struct serve {
     /* Options; all strings are borrowed from argv. */
-    const char *socket, *listen, *pidfile, *command;
+    const char *socket, *listen, *control_path, *pidfile, *command;
     bool readonly, json;
     unsigned force;
     uint64_t memory_bytes;
+    enum journal_mode journal_mode;
+    bool not_kernel_recoverable;
 
     unsigned count;
     const char *const *paths;
@@ -73,6 +83,8 @@ struct serve {
     struct nbd_server *server;
     struct nbd_listener listeners[LISTENERS_MAX];
     unsigned listener_count;
+    struct listener control_listener;
+    struct control *control;
     bool pidfile_written;
     struct progress progress;
 
@@ -94,17 +106,12 @@ struct serve {
 
 /* -1 to go on, or an exit status. */
 static int
-parse_journal_mode(const char *text)
+parse_yes_no(const char *option, const char *text, bool *value)
 {
-    struct error error = {0};
-
-    if (strcmp(text, "write-through") == 0)
+    *value = strcmp(text, "yes") == 0;
+    if (*value || strcmp(text, "no") == 0)
         return -1;
-    if (strcmp(text, "write-back") != 0)
-        return usage_failed(COMMAND, "--journal-mode=%s: write-through or write-back", text);
-    (void)error_set(&error, -ENOTSUP,
-                    "--journal-mode=write-back: there is no write-back cache yet"); /* told below */
-    return command_failed(COMMAND, &error);
+    return usage_failed(COMMAND, "--%s=%s: yes or no", option, text);
 }
 
 /* Only the port, so that a slip is noticed before the array is started. */
@@ -131,6 +138,8 @@ parse_options(struct serve *serve, int argc, char **argv)
         {"readonly", no_argument, NULL, 'r'},
         {"force", optional_argument, NULL, 'f'},
         {"journal-mode", required_argument, NULL, 'o'},
+        {"kernel-recoverable", required_argument, NULL, 'k'},
+        {"control", required_argument, NULL, 'x'},
         {"memory", required_argument, NULL, 'm'},
         {"pidfile", required_argument, NULL, 'p'},
         {"run", required_argument, NULL, 'c'},
@@ -139,6 +148,7 @@ parse_options(struct serve *serve, int argc, char **argv)
         {"version", no_argument, NULL, 'v'},
         {NULL, 0, NULL, 0},
     };
+    bool kernel_recoverable = true;
     int status = -1;
     int option;
 
@@ -158,7 +168,13 @@ parse_options(struct serve *serve, int argc, char **argv)
             status = force_parse(COMMAND, optarg, &serve->force);
             break;
         case 'o':
-            status = parse_journal_mode(optarg);
+            status = journal_mode_parse(COMMAND, optarg, &serve->journal_mode);
+            break;
+        case 'k':
+            status = parse_yes_no("kernel-recoverable", optarg, &kernel_recoverable);
+            break;
+        case 'x':
+            serve->control_path = optarg;
             break;
         case 'm':
             status = memory_parse(COMMAND, optarg, &serve->memory_bytes);
@@ -183,6 +199,11 @@ parse_options(struct serve *serve, int argc, char **argv)
         return status;
     if (serve->socket && serve->listen)
         return usage_failed(COMMAND, "--socket and --listen exclude each other");
+    if (serve->socket && serve->control_path && strcmp(serve->socket, serve->control_path) == 0)
+        return usage_failed(COMMAND, "--socket and --control name the same socket");
+    if (serve->readonly && serve->journal_mode == JOURNAL_WRITE_BACK)
+        return usage_failed(COMMAND, "--readonly and --journal-mode=write-back exclude each other");
+    serve->not_kernel_recoverable = !kernel_recoverable;
     if (optind == argc)
         return usage_failed(COMMAND, "no device is given");
     serve->count = (unsigned)(argc - optind);
@@ -210,6 +231,8 @@ check_places(struct serve *serve)
         r = pidfile_check(serve->pidfile, &serve->error);
     if (r == 0 && serve->socket)
         r = listener_check_unix(serve->socket, &serve->error);
+    if (r == 0 && serve->control_path)
+        r = listener_check_unix(serve->control_path, &serve->error);
     return r;
 }
 
@@ -223,6 +246,10 @@ start_array(void *arg)
         .readonly = serve->readonly,
         .force = serve->force,
         .memory_bytes = serve->memory_bytes / 2,
+        .memory_beside_cache_bytes = serve->memory_bytes / 8,
+        .cache_bytes = serve->memory_bytes / 8 * 5,
+        .journal_mode = serve->journal_mode,
+        .not_kernel_recoverable = serve->not_kernel_recoverable,
         .event = array_event,
         .owner = serve,
     };
@@ -232,12 +259,48 @@ start_array(void *arg)
         serve->result = array_start(serve->loop, &config, &serve->array, &serve->error);
 }
 
+/* The socket of this kind in the default directory. */
+static int
+default_place(struct serve *serve, const char *kind, char path[PATH_MAX])
+{
+    struct array_status status;
+    char uuid[SUPERBLOCK_UUID_TEXT_BYTES];
+
+    array_status(serve->array, &status);
+    superblock_uuid_text(status.superblock->set_uuid, uuid);
+    return default_socket(uuid, kind, path, PATH_MAX, &serve->error);
+}
+
+/* By default an array can be served where there is no place for this socket, or one more time (a
+ * copy of it, say), as long as its clients know how to reach it. */
+static int
+listen_for_control(struct serve *serve)
+{
+    struct array_event event = {.kind = ARRAY_WARNING, .member = NO_MEMBER};
+    char path[PATH_MAX];
+    int r;
+
+    if (serve->control_path)
+        return listener_open_unix(serve->control_path, &serve->control_listener, &serve->error);
+    r = default_place(serve, "ctl", path);
+    if (r == 0)
+        r = listener_open_unix(path, &serve->control_listener, &serve->error);
+    if (r < 0) {
+        (void)snprintf(event.text, sizeof event.text,
+                       "no control socket, --control=PATH names a place for one: %.400s",
+                       serve->error.text); /* cut off is fine */
+        array_event(serve, &event);
+        serve->error = (struct error){0};
+    }
+    return 0;
+}
+
 static int
 listen_somewhere(struct serve *serve)
 {
-    struct array_status status;
-    char uuid[SUPERBLOCK_UUID_TEXT_BYTES], path[PATH_MAX];
+    char path[PATH_MAX];
     const char *place = serve->socket;
+    struct error cause;
     int r;
 
     r = nbd_listen_activation(serve->listeners, LISTENERS_MAX, &serve->error);
@@ -250,9 +313,12 @@ listen_somewhere(struct serve *serve)
         r = nbd_listen_tcp(serve->listen, &serve->listeners[0], &serve->error);
     } else {
         if (!place) {
-            array_status(serve->array, &status);
-            superblock_uuid_text(status.superblock->set_uuid, uuid);
-            r = default_socket(uuid, path, sizeof path, &serve->error);
+            r = default_place(serve, "nbd", path);
+            cause = serve->error;
+            if (r == -ENOENT)
+                return error_set(&serve->error, r,
+                                 "--socket=PATH or --listen=PORT says where to listen\n%s",
+                                 cause.text);
             if (r < 0)
                 return r;
             place = path;
@@ -283,13 +349,75 @@ start_server(struct serve *serve)
     return 0;
 }
 
+static void
+wake_supervisor(struct serve *serve)
+{
+    struct task *supervisor = serve->supervisor;
+
+    serve->supervisor = NULL;
+    if (supervisor)
+        task_wake(serve->loop, supervisor);
+}
+
+static void
+control_asks_to_stop(void *owner)
+{
+    struct serve *serve = owner;
+
+    serve->stopping = true;
+    wake_supervisor(serve);
+}
+
+static void
+describe(void *owner, json_t *status)
+{
+    const struct serve *serve = owner;
+    json_t *uris = json_array();
+
+    for (unsigned i = 0; i < serve->listener_count; i++)
+        json_array_append_new(uris, json_string(serve->listeners[i].uri));
+    json_object_set_new(status, "uris", uris);
+    json_object_set_new(status, "pid", json_integer(getpid()));
+}
+
+static task_fn int
+start_control(struct serve *serve)
+{
+    const struct control_config config = {
+        .loop = serve->loop,
+        .array = serve->array,
+        .listen_fd = serve->control_listener.fd,
+        .owner = serve,
+        .stop = control_asks_to_stop,
+        .describe = describe,
+    };
+    int r;
+
+    if (serve->control_listener.fd < 0)
+        return 0;
+    r = control_create(&config, &serve->control);
+    if (r < 0)
+        return error_set(&serve->error, r, "the control socket cannot be served: %s", strerror(-r));
+    return 0;
+}
+
+/* What requests of clients may take: half, unless a cache has its share. */
+static uint64_t
+requests_memory_bytes(const struct serve *serve)
+{
+    struct array_status status;
+
+    array_status(serve->array, &status);
+    return serve->memory_bytes / (status.journaled ? 4 : 2);
+}
+
 /* Everything that others look at, in the order of the contract. */
 static task_fn int
 go_public(struct serve *serve)
 {
     int r;
 
-    r = pages_create(serve->loop, serve->memory_bytes / 2, true, &serve->pages);
+    r = pages_create(serve->loop, requests_memory_bytes(serve), true, &serve->pages);
     if (r < 0)
         return error_set(&serve->error, r, "no memory for requests (--memory): %s", strerror(-r));
     if (serve->pidfile) {
@@ -299,9 +427,12 @@ go_public(struct serve *serve)
         serve->pidfile_written = true;
     }
     r = listen_somewhere(serve);
-    if (r < 0)
-        return r;
-    r = start_server(serve);
+    if (r == 0)
+        r = listen_for_control(serve);
+    if (r == 0)
+        r = start_server(serve);
+    if (r == 0)
+        r = start_control(serve);
     if (r < 0)
         return r;
     notify_send("READY=1");
@@ -312,16 +443,6 @@ go_public(struct serve *serve)
 }
 
 /* ---- Waiting for the end ---- */
-
-static void
-wake_supervisor(struct serve *serve)
-{
-    struct task *supervisor = serve->supervisor;
-
-    serve->supervisor = NULL;
-    if (supervisor)
-        task_wake(serve->loop, supervisor);
-}
 
 static task_fn void
 wait_readable(struct serve *serve, int fd)
@@ -410,6 +531,8 @@ stop_all(struct serve *serve)
     struct array_status status;
     int r;
 
+    if (serve->control)
+        control_refuse(serve->control);
     if (serve->server) {
         notify_send("STOPPING=1");
         nbd_server_stop(serve->server);
@@ -422,6 +545,8 @@ stop_all(struct serve *serve)
     if (status.failed && serve->result == 0)
         serve->result = error_set(&serve->error, -EIO,
                                   "the array failed: more members were lost than parity covers");
+    if (serve->control)
+        control_end(serve->control, serve->result < 0 ? &serve->error : NULL);
 }
 
 /* The whole life after the array has started. */
@@ -455,9 +580,15 @@ destroy_all(void *arg)
         nbd_server_destroy(serve->server);
     for (unsigned i = 0; i < serve->listener_count; i++)
         nbd_listener_close(&serve->listeners[i]);
+    listener_close(&serve->control_listener);
     array_destroy(serve->array);
     if (serve->pages)
         pages_destroy(serve->pages);
+    if (serve->pidfile_written)
+        pidfile_remove(serve->pidfile);
+    /* The last: who asked for the stop waits for the end of its connection. */
+    if (serve->control)
+        control_destroy(serve->control);
 }
 
 /* ---- The command ---- */
@@ -484,8 +615,6 @@ serve_on_loop(struct serve *serve)
     }
     loop_run_task(serve->loop, supervise, serve);
     loop_run_task(serve->loop, destroy_all, serve);
-    if (serve->pidfile_written)
-        pidfile_remove(serve->pidfile);
     if (serve->result < 0)
         return command_failed(COMMAND, &serve->error);
     return serve->status;
@@ -501,6 +630,7 @@ cmd_serve(int argc, char **argv)
         return command_failed(COMMAND, &(struct error){.code = -ENOMEM});
     serve->memory_bytes = MEMORY_BYTES_DEFAULT;
     serve->command_timer.fire = command_overdue;
+    serve->control_listener.fd = -1;
     status = parse_options(serve, argc, argv);
     if (status >= 0) {
         free(serve);

@@ -139,23 +139,32 @@ notify_send(const char *state)
     (void)close(fd); /* nothing to fail */
 }
 
-/* ---- The default socket ---- */
+/* ---- Default sockets ---- */
 
 int
-default_socket(const char *uuid, char *path, size_t bytes, struct error *error)
+default_directory(char *path, size_t bytes, struct error *error)
 {
-    const bool root = geteuid() == 0;
-    const char *base = root ? "/run" : getenv("XDG_RUNTIME_DIR");
-    char directory[PATH_MAX];
+    const char *base = geteuid() == 0 ? "/run" : getenv("XDG_RUNTIME_DIR");
 
     if (!base || base[0] != '/')
         return error_set(error, -ENOENT,
-                         "--socket=PATH or --listen=PORT says where to listen\n"
-                         "XDG_RUNTIME_DIR is not set, so there is no default place for the socket");
-    (void)snprintf(directory, sizeof directory, "%s/stripelog", base);
-    if (mkdir(directory, root ? 0755 : 0700) < 0 && errno != EEXIST)
+                         "XDG_RUNTIME_DIR is not set, so there is no default place for sockets");
+    if ((size_t)snprintf(path, bytes, "%s/stripelog", base) >= bytes)
+        return error_set(error, -ENAMETOOLONG, "%s: %s", base, strerror(ENAMETOOLONG));
+    return 0;
+}
+
+int
+default_socket(const char *uuid, const char *kind, char *path, size_t bytes, struct error *error)
+{
+    char directory[PATH_MAX];
+    int r = default_directory(directory, sizeof directory, error);
+
+    if (r < 0)
+        return r;
+    if (mkdir(directory, geteuid() == 0 ? 0755 : 0700) < 0 && errno != EEXIST)
         return error_set(error, -errno, "%s: cannot be made: %s", directory, strerror(errno));
-    if ((size_t)snprintf(path, bytes, "%s/%s.nbd", directory, uuid) >= bytes)
+    if ((size_t)snprintf(path, bytes, "%s/%s.%s", directory, uuid, kind) >= bytes)
         return error_set(error, -ENAMETOOLONG, "%s: %s", directory, strerror(ENAMETOOLONG));
     return 0;
 }

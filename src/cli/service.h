@@ -21,11 +21,12 @@ void pidfile_remove(const char *path);
 /* "READY=1" and the like to the service manager that $NOTIFY_SOCKET names, if there is one. */
 void notify_send(const char *state);
 
-/*
- * The default socket of the array with this uuid (as text): /run/stripelog/UUID.nbd, without root
- * $XDG_RUNTIME_DIR/stripelog/UUID.nbd. Makes the directory.
- */
-int default_socket(const char *uuid, char *path, size_t bytes, struct error *error) must_check;
+/* Where sockets are unless said otherwise: /run/stripelog, without root $XDG_RUNTIME_DIR/stripelog.
+ * -ENOENT: the latter is not set. */
+int default_directory(char *path, size_t bytes, struct error *error) must_check;
+/* UUID.KIND there ("nbd", "ctl"), of the array with this uuid (as text). Makes the directory. */
+int default_socket(const char *uuid, const char *kind, char *path, size_t bytes,
+                   struct error *error) must_check;
 
 /* Blocks SIGTERM and SIGINT, and returns a descriptor that is readable when one came. Before any
  * thread is made. */

@@ -3,9 +3,9 @@
  */
 #include "cli/start_options.h"
 
-#include "array/assemble.h"
 #include "cli/cli.h"
 #include "cli/size.h"
+#include "control/protocol.h"
 
 int
 force_parse(const char *command, const char *text, unsigned *force)
@@ -52,5 +52,13 @@ memory_parse(const char *command, const char *text, uint64_t *memory_bytes)
     if (*memory_bytes < MEMORY_BYTES_MIN)
         return usage_failed(command, "--memory=%s: at least %u MiB are needed", text,
                             (unsigned)(MEMORY_BYTES_MIN / MIB));
+    return -1;
+}
+
+int
+journal_mode_parse(const char *command, const char *text, enum journal_mode *mode)
+{
+    if (control_mode_parse(text, mode) < 0)
+        return usage_failed(command, "--journal-mode=%s: write-through or write-back", text);
     return -1;
 }

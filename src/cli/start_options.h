@@ -4,6 +4,7 @@
 #ifndef STRIPELOG_CLI_START_OPTIONS_H
 #define STRIPELOG_CLI_START_OPTIONS_H
 
+#include "array/array.h"
 #include "base/base.h"
 
 #define MEMORY_BYTES_DEFAULT (256 * MIB)
@@ -15,5 +16,8 @@ int force_parse(const char *command, const char *text, unsigned *force) must_che
 
 /* --memory=SIZE. -1, or the exit status after a message. */
 int memory_parse(const char *command, const char *text, uint64_t *memory_bytes) must_check;
+
+/* --journal-mode=MODE, as above. */
+int journal_mode_parse(const char *command, const char *text, enum journal_mode *mode) must_check;
 
 #endif

@@ -169,8 +169,11 @@ class Server:
     def __init__(self, members, *options, socket=None, timeout=30, wait=True):
         self.work = tempfile.mkdtemp(prefix="stripelog-serve-")
         self.socket = socket or os.path.join(self.work, "nbd.sock")
+        self.control = os.path.join(self.work, "ctl.sock")
         self.errors_path = os.path.join(self.work, "stderr")
         where = [] if any(o.startswith("--listen") for o in options) else [f"--socket={self.socket}"]
+        # Not in the default directory, where a server that is killed would leave it.
+        where += [] if any(o.startswith("--control") for o in options) else [f"--control={self.control}"]
         with open(self.errors_path, "wb") as errors:
             self.process = subprocess.Popen([STRIPELOG, "serve", *where, *options, *members],
                                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)

@@ -172,14 +172,26 @@ def a_new_journal_is_one_empty_entry(work):
     expect(shown["summary"]["entries_empty"] == 1, shown["summary"])
 
 
-def write_back_is_refused_for_now(work):
+def journal_modes_are_spelt_out(work):
     paths, journal = journaled_new(work)
     with unchanged(paths + [journal]):
-        message = serve_refused(paths + [journal], "--journal-mode=write-back")
-        expect_words(last_line(message), "write-back")
         serve_refused(paths + [journal], "--journal-mode=sideways", status=2)
+        serve_refused(paths + [journal], "--kernel-recoverable=maybe", status=2)
+        serve_refused(paths + [journal], "--readonly", "--journal-mode=write-back", status=2)
     with Server(paths + [journal], "--journal-mode=write-through"):
         pass
+
+
+def write_back_wants_a_journal(work):
+    paths, journal = journaled_new(work)
+    with unchanged(paths + [journal]):
+        message = serve_refused(paths + [journal], "--journal-mode=write-back", "--force=drop-journal")
+        expect_words(last_line(message), "write-back", "journal")
+    bare = images_make(work, 4, 8 * MIB, prefix="bare")
+    create(bare, "--assume-clean")
+    with unchanged(bare):
+        message = serve_refused(bare, "--journal-mode=write-back")
+        expect_words(last_line(message), "write-back", "journal")
 
 
 # --- a journal that is not there ---
@@ -613,7 +625,8 @@ def recover_refuses_a_wrong_command_line(work):
 
 if __name__ == "__main__":
     main(create_refuses_what_cannot_be_a_journal, create_refuses_a_journal_for_more_than_203_members,
-         a_new_journal_is_one_empty_entry, write_back_is_refused_for_now, an_array_without_its_journal_is_refused,
+         a_new_journal_is_one_empty_entry, journal_modes_are_spelt_out, write_back_wants_a_journal,
+         an_array_without_its_journal_is_refused,
          a_dropped_journal_costs_a_resync, a_journal_can_be_dropped_while_it_is_there,
          dropping_the_journal_of_a_degraded_array_needs_more_force, a_journal_of_another_array_is_refused,
          a_stale_journal_is_refused, a_journal_that_was_struck_off_is_not_used, two_journals_are_refused,
