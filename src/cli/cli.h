@@ -28,8 +28,11 @@ enum cli_exit {
 int cmd_create(int argc, char **argv);
 int cmd_examine(int argc, char **argv);
 int cmd_journal(int argc, char **argv);
+int cmd_journal_mode(int argc, char **argv);
 int cmd_recover(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
+int cmd_status(int argc, char **argv);
+int cmd_stop(int argc, char **argv);
 
 /* ---- Messages ---- */
 

@@ -9,21 +9,26 @@ static const struct command {
     const char *name;
     int (*run)(int argc, char **argv);
 } commands[] = {
-    {"create", cmd_create},   {"examine", cmd_examine}, {"journal", cmd_journal},
+    {"create", cmd_create},   {"examine", cmd_examine},
+    {"journal", cmd_journal}, {"journal-mode", cmd_journal_mode},
     {"recover", cmd_recover}, {"serve", cmd_serve},
+    {"status", cmd_status},   {"stop", cmd_stop},
 };
 
 static const char help[] =
-    "Usage: stripelog COMMAND [OPTION ...] DEVICE ...\n"
+    "Usage: stripelog COMMAND [OPTION ...] DEVICE ...|ARRAY\n"
     "\n"
     "RAID-4/5/6 arrays in user space, on disk the same as Linux md.\n"
     "\n"
     "Commands:\n"
-    "  create   make a new array\n"
-    "  examine  show what superblocks say, and whether the array would start\n"
-    "  journal  show what a journal holds, entry by entry\n"
-    "  recover  recover the journal, or resync, and stop clean\n"
-    "  serve    serve an array over NBD\n"
+    "  create        make a new array\n"
+    "  examine       show what superblocks say, and whether the array would start\n"
+    "  journal       show what a journal holds, entry by entry\n"
+    "  journal-mode  show, or change, how a running array uses its journal\n"
+    "  recover       recover the journal, or resync, and stop clean\n"
+    "  serve         serve an array over NBD\n"
+    "  status        show how a running array is\n"
+    "  stop          stop a running array\n"
     "\n"
     "Options:\n"
     "  --help     print this and exit; \"stripelog COMMAND --help\" for a command\n"
