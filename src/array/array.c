@@ -689,6 +689,8 @@ array_status(const struct array *array, struct array_status *status)
     if (array->journal != NULL)
         journal_status(array->journal, &status->journal);
     engine_write_back_status(array->engine, &status->write_back);
+    if (array->no_write_back.code < 0)
+        status->no_write_back = array->no_write_back.text;
     status->draining =
         status->journal_mode == JOURNAL_WRITE_THROUGH && engine_caches(array->engine);
 }

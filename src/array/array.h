@@ -161,6 +161,7 @@ struct array_status {
     enum journal_mode journal_mode_wanted, journal_mode; /* asked for; in use */
     bool draining; /* on the way to write-through: something is still cached */
     struct write_back_status write_back; /* zeros where there is no cache */
+    const char *no_write_back;           /* why there can be none; borrowed; NULL: there can */
     bool recovered;                      /* a log was scanned at start: */
     struct journal_scan log;
     struct recovery_counts recovery;

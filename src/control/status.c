@@ -130,13 +130,11 @@ control_mode_reason(const struct array_status *status)
         return "the array has failed";
     if (status->readonly)
         return "the array is readonly";
-    if (status->journal_mode_wanted == JOURNAL_WRITE_THROUGH)
-        return "what is cached is being written out";
+    if (status->no_write_back != NULL)
+        return status->no_write_back;
     if (status->degraded > 0)
         return "the array is degraded";
-    if (status->write_back.blocks_max == 0)
-        return "the journal or the memory is too small for a cache";
-    return "the switch is under way";
+    return "the array is being stopped";
 }
 
 static const char *
