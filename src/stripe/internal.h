@@ -97,6 +97,7 @@ struct run {
     uint64_t *cached; /* blocks that only the log holds */
     uint64_t *lost;   /* such as cannot be read back */
     uint64_t stuck;   /* stripes of them that could not be written out */
+    uint64_t looked;  /* stripes of which the last three are known */
     uint64_t *based;  /* of cached, blocks whose content is at hand, in cached_block */
     uint64_t *gone;
     uint64_t *unreadable;

@@ -504,23 +504,51 @@ mend_pages(const struct run *run)
 
 /* --- What is cached -------------------------------------------------------------------------- */
 
-/* Looks up what is cached in the group. Only who has the group changes that (pages may go). */
+/* The stripes that the pieces concern. */
+static uint64_t
+pieces_stripes(const struct run *run)
+{
+    uint64_t stripes = 0;
+
+    for (const struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
+        struct slice slice;
+
+        if (piece->kind == PIECE_CACHED)
+            return run->stripes;
+        for (uint64_t at = 0; piece_slice(run, piece, &at, &slice);)
+            stripes |= slice_stripes(&slice);
+    }
+    return stripes;
+}
+
+static void
+cached_forget(struct run *run)
+{
+    masks_clear(run, run->cached);
+    masks_clear(run, run->lost);
+    run->stuck = run->looked = 0;
+}
+
+/* Looks up what is cached in the pieces' stripes, where that was not done yet. Only who has the
+ * group changes it (pages may go). */
 static void
 cached_look(struct run *run)
 {
     const struct write_back *wb = run->engine->write_back;
     const uint64_t first = run->base / BLOCK_BYTES;
+    uint64_t stripes;
 
-    masks_clear(run, run->cached);
-    masks_clear(run, run->lost);
-    run->stuck = 0;
     if (wb == NULL || !cache_group_maybe(wb->cache, run->group->index))
         return;
-    for (unsigned s = 0; s < run->engine->group_stripes; ++s)
+    stripes = pieces_stripes(run) & ~run->looked;
+    run->looked |= stripes;
+    for (; stripes != 0; stripes &= stripes - 1) {
+        const unsigned s = (unsigned)__builtin_ctzll(stripes);
+        const uint64_t bit = stripes & -stripes;
+
         for (cache_node n = cache_first(wb->cache, first + s); n != 0;
              n = cache_next(wb->cache, n)) {
             const unsigned m = cache_member(wb->cache, n);
-            const uint64_t bit = UINT64_C(1) << s;
 
             run->node[block_at(run, m, s)] = n;
             if (cache_lost(wb->cache, n))
@@ -530,6 +558,7 @@ cached_look(struct run *run)
             if (cache_stuck(wb->cache, n))
                 run->stuck |= bit;
         }
+    }
 }
 
 /* Keeps the pages of these cached blocks where they are; returns how many have none. */
@@ -1404,6 +1433,7 @@ await_rest(struct run *run)
     }
     if (queued->first == NULL)
         piece_list_init(queued);
+    cached_look(run);
     gather(run);
 }
 
@@ -1753,6 +1783,7 @@ run_group(struct run *run)
         changes = changes || piece_changes(piece);
         resyncs = resyncs || piece_resyncs(piece);
     }
+    cached_forget(run);
     cached_look(run);
     if (reads)
         phase_reads(run);
