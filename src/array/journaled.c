@@ -11,15 +11,16 @@
 /* Eighths of the engine's memory that the index of the log may take beside it: most of what the
  * requests will take as soon as they come; and what is small beside it when it has to stay, under a
  * readonly array (half of the index is only for sorting). */
-#define INDEX_EIGHTHS 6u
+#define INDEX_EIGHTHS          6u
+#define INDEX_EIGHTHS_READONLY 3u
 /* Of the cache's memory the part that its index may take: with what serve gives it, a half of all.
  */
 #define CACHE_INDEX_FIFTHS 4u
-/* What a kernel has for a recovery, in a machine of 512 MiB, and takes for each block of a
- * data-only stripe. */
-#define KERNEL_RECOVERY_BYTES  (128 * MIB)
-#define KERNEL_BLOCK_BYTES     5120u
-#define INDEX_EIGHTHS_READONLY 3u
+/* What a kernel has for a recovery in a machine of 512 MiB, what it takes for each member of a
+ * data-only stripe, and how many stripes it has anyway. */
+#define KERNEL_RECOVERY_BYTES      (320 * MIB)
+#define KERNEL_STRIPE_MEMBER_BYTES 4544u
+#define KERNEL_STRIPES_MIN         256u
 
 static struct candidate *
 journal_of(struct array *array)
@@ -466,13 +467,20 @@ write_out_failed(void *owner, uint64_t member_offset)
                member_offset);
 }
 
-/* Stripes that a kernel can recover. */
+/* Stripes that a kernel can recover in a machine of 512 MiB. It keeps all data-only stripes at once
+ * in a stripe cache that it doubles until they fit, with a page of every member for each, however
+ * few of its blocks are in the log (docs/testing.md). */
 static uint64_t
 stripes_max(const struct array *array)
 {
+    const uint64_t stripe_bytes = array->assembly.members * (uint64_t)KERNEL_STRIPE_MEMBER_BYTES;
+    uint64_t stripes = KERNEL_STRIPES_MIN;
+
     if (array->config.not_kernel_recoverable)
         return UINT64_MAX;
-    return KERNEL_RECOVERY_BYTES / (array->assembly.members * (uint64_t)KERNEL_BLOCK_BYTES);
+    while (2 * stripes * stripe_bytes <= KERNEL_RECOVERY_BYTES)
+        stripes *= 2;
+    return stripes;
 }
 
 /* Without a cache the array is as good as before; why there is none is kept for whoever asks for
