@@ -7,8 +7,8 @@
 A mutation replaces exact pieces of source text in copies of a few files. The copies are compiled
 and linked in front of the libraries of the build, so that they take the place of the originals.
 The test passes when the simulator fails with a message of the right kind within the given number
-of histories, or one test of test_sim_states.c or test_sim_journal.c does where a mutation names
-that instead of a mode.
+of histories, or one test of test_sim_states.c, test_sim_journal.c or test_sim_cache.c does where a
+mutation names that instead of a mode.
 A piece of text that is not found exactly once is an error: the engine has changed,
 and the mutation has to be brought up to date.
 """
@@ -25,8 +25,13 @@ EITHER = f"({WRONG_DATA}|{WRONG_PARITY})"
 LOST = EITHER + r"|FAIL: after a crash .* is a mixture|FAIL: L1: "
 STATE = "state "  # in front of the test's name
 STORY = "journal-story "
-PROGRAMS = {STATE: "test_sim_states.c", STORY: "test_sim_journal.c"}
-FAILED_TEST = r"test_sim_(states|journal)\.c:\d+: error|holds 0x"
+CACHE = "cache-story "
+PROGRAMS = {
+    STATE: ["test_sim_states.c"],
+    STORY: ["test_sim_journal.c", "sim_story.c"],
+    CACHE: ["test_sim_cache.c", "sim_story.c"],
+}
+FAILED_TEST = r"(test_sim_(states|journal|cache)|sim_story)\.c:\d+: error|holds 0x"
 
 # name: (the rule it breaks, mode, histories, expected message, {file: [(old, new), ...]})
 MUTATIONS = {
@@ -353,8 +358,7 @@ def main():
     print(f"{name}: breaks '{rule}'")
     with tempfile.TemporaryDirectory(prefix="stripelog-mutation-") as place:
         prefix = next((p for p in PROGRAMS if mode.startswith(p)), "")
-        main_file = PROGRAMS.get(prefix, "sim.c")
-        sources = [f"{source}/tests/sim/{main_file}"]
+        sources = [f"{source}/tests/sim/{name}" for name in PROGRAMS.get(prefix, ["sim.c"])]
         for path, replacements in files.items():
             with open(f"{source}/src/{path}", encoding="utf-8") as original:
                 text = mutated(original.read(), replacements, path)

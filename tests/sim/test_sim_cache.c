@@ -1,0 +1,839 @@
+/*
+ * The write-back cache, one rule a story: what its parity is made from, what FLUSH and FUA promise
+ * where journals and members have volatile caches, what becomes of cached blocks when a member or
+ * the journal fails, when blocks are written out, what bounds the log, and what the next start does
+ * with what it finds. Blocks are named by their number in the array, contents by one byte.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "sim_story.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+#define CHUNK_BLOCKS ((unsigned)(CHUNK_BYTES / BLOCK_BYTES))
+#define SECOND       UINT64_C(1000000000)
+#define SETTLE_NS    (20 * SECOND) /* of virtual time; no timer is that long and helps */
+
+/* --- Helpers -------------------------------------------------------------------------------- */
+
+static struct array_status
+status_of(const struct story *s)
+{
+    struct array_status status;
+
+    array_status(s->array, &status);
+    return status;
+}
+
+static uint64_t
+cached(const struct story *s)
+{
+    return status_of(s).write_back.blocks;
+}
+
+static void
+setup_array(struct story *s, int level, unsigned members, uint64_t ring_blocks)
+{
+    s->level = level;
+    s->members = members;
+    s->ring_blocks = ring_blocks;
+    s->config = (struct array_config){
+        .journal_mode = JOURNAL_WRITE_BACK,
+        .cache_bytes = MIB,
+    };
+    story_make(s);
+    story_entry_empty(s, 0, SEQ);
+    story_store(s);
+}
+
+static void
+play(struct story *s, void (*run)(struct story *s))
+{
+    story_play(s, run);
+    if (s->started < 0)
+        print_error("%s\n", s->error.text);
+    assert_int_equal(s->started, 0);
+}
+
+/* The number of the data chunk in its row, and of the block in its chunk: a block of the array. */
+static uint64_t
+in_row(const struct story *s, unsigned row, unsigned data, unsigned stripe)
+{
+    const unsigned parities = s->level == 6 ? 2 : 1;
+
+    return ((uint64_t)row * (s->members - parities) + data) * CHUNK_BLOCKS + stripe;
+}
+
+static struct place
+place_of(const struct story *s, uint64_t block)
+{
+    struct place place;
+
+    geometry_map(status_of(s).geometry, block * BLOCK_BYTES, &place);
+    return place;
+}
+
+static struct sim_disk *
+disk_of(struct story *s, uint64_t block)
+{
+    return &s->cluster.disks[place_of(s, block).member];
+}
+
+/* What the member itself has there. */
+static uint8_t
+on_member(struct story *s, uint64_t block)
+{
+    return disk_of(s, block)->live[DATA_OFFSET + place_of(s, block).member_offset];
+}
+
+static void
+expect_parity(const struct story *s)
+{
+    for (uint64_t at = 0; at < s->member_bytes; ++at) {
+        uint8_t sum = 0;
+
+        for (unsigned m = 0; m < s->members; ++m)
+            sum ^= s->cluster.disks[m].live[DATA_OFFSET + at];
+        assert_int_equal(sum, 0);
+    }
+}
+
+static void
+write_through(struct story *s)
+{
+    struct error error;
+
+    assert_int_equal(array_set_journal_mode(s->array, JOURNAL_WRITE_THROUGH, &error), 0);
+    assert_int_equal(cached(s), 0);
+}
+
+/* Until nothing is cached, which nobody has to ask for. */
+static void
+settle(struct story *s)
+{
+    for (uint64_t waited = 0; cached(s) > 0; waited += SECOND / 100) {
+        assert_true(waited < SETTLE_NS);
+        loop_sleep(s->cluster.loop, SECOND / 100);
+    }
+}
+
+/* Looks only, with each set of members left out that parity covers. */
+static void
+with_any_left_out(struct story *s, void (*run)(struct story *s))
+{
+    const struct array_config config = s->config;
+    const unsigned parities = s->level == 6 ? 2 : 1;
+
+    s->config.readonly = true;
+    for (unsigned set = 0; set < 1u << s->members; ++set) {
+        if ((unsigned)__builtin_popcount(set) > parities)
+            continue;
+        s->left_out = set;
+        play(s, run);
+    }
+    s->left_out = 0;
+    s->config = config;
+}
+
+/* --- Parity --------------------------------------------------------------------------------- */
+
+static void
+sees_row(struct story *s)
+{
+    const unsigned data_members = s->members - (s->level == 6 ? 2 : 1);
+
+    for (unsigned d = 0; d < data_members; ++d)
+        story_expect(s, in_row(s, 0, d, 0), 1, d == 1 ? 0x22 : (uint8_t)(0xa0 + d));
+}
+
+static void
+fills_row(struct story *s)
+{
+    const unsigned data_members = s->members - (s->level == 6 ? 2 : 1);
+
+    for (unsigned d = 0; d < data_members; ++d)
+        assert_int_equal(story_put(s, in_row(s, 0, d, 0), 1, (uint8_t)(0xa0 + d), false), 0);
+    write_through(s);
+}
+
+static void
+caches_twice(struct story *s)
+{
+    const uint64_t block = in_row(s, 0, 1, 0);
+
+    fills_row(s);
+    assert_int_equal(array_set_journal_mode(s->array, JOURNAL_WRITE_BACK, &s->error), 0);
+    assert_int_equal(story_put(s, block, 1, 0x11, false), 0);
+    assert_int_equal(story_put(s, block, 1, 0x22, false), 0);
+    assert_int_equal(cached(s), 1);
+    assert_int_equal(on_member(s, block), 0xa1);
+    story_expect(s, block, 1, 0x22);
+    write_through(s);
+    assert_int_equal(on_member(s, block), 0x22);
+    sees_row(s);
+}
+
+/* Parity has never heard of what was cached first: the difference is to what the member holds. */
+static void
+delta_is_to_what_the_member_holds(void **state)
+{
+    struct story *const s = *state;
+    const struct {
+        int level;
+        unsigned members;
+    } arrays[] = {{5, 6}, {4, 6}, {6, 8}};
+
+    for (unsigned i = 0; i < ARRAY_LEN(arrays); ++i) {
+        setup_array(s, arrays[i].level, arrays[i].members, 200);
+        play(s, caches_twice);
+        if (s->level != 6)
+            expect_parity(s);
+        story_restart(s);
+        with_any_left_out(s, sees_row);
+    }
+}
+
+static void
+reads_a_bad_block(struct story *s)
+{
+    const uint64_t bad = in_row(s, 0, 2, 0);
+
+    fills_row(s);
+    assert_int_equal(array_set_journal_mode(s->array, JOURNAL_WRITE_BACK, &s->error), 0);
+    assert_int_equal(story_put(s, in_row(s, 0, 1, 0), 1, 0x22, false), 0);
+    disk_make_bad(disk_of(s, bad), (DATA_OFFSET + place_of(s, bad).member_offset) / BLOCK_BYTES,
+                  BAD_LATENT);
+    assert_int_equal(cached(s), 1);
+    story_expect(s, bad, 1, 0xa2);
+    assert_int_equal(s->told[ARRAY_READ_CORRECTED], 1);
+    assert_int_equal(on_member(s, bad), 0xa2);
+    write_through(s);
+    expect_parity(s);
+    sees_row(s);
+}
+
+static void
+completes_in_a_bad_block(struct story *s)
+{
+    const uint64_t bad = in_row(s, 0, 2, 0);
+
+    fills_row(s);
+    assert_int_equal(array_set_journal_mode(s->array, JOURNAL_WRITE_BACK, &s->error), 0);
+    assert_int_equal(story_put(s, in_row(s, 0, 1, 0), 1, 0x22, false), 0);
+    disk_make_bad(disk_of(s, bad), (DATA_OFFSET + place_of(s, bad).member_offset) / BLOCK_BYTES,
+                  BAD_LATENT);
+    /* A part of it, so that the rest is needed. */
+    memset(s->memory, 0xa2, SECTOR_BYTES);
+    assert_int_equal(
+        array_write(s->array, s->memory, bad * BLOCK_BYTES + SECTOR_BYTES, SECTOR_BYTES, false), 0);
+    sees_row(s);
+    write_through(s);
+    expect_parity(s);
+    sees_row(s);
+}
+
+static void
+loses_a_member(struct story *s)
+{
+    fills_row(s);
+    assert_int_equal(array_set_journal_mode(s->array, JOURNAL_WRITE_BACK, &s->error), 0);
+    assert_int_equal(story_put(s, in_row(s, 0, 1, 0), 1, 0x22, false), 0);
+    disk_die(disk_of(s, in_row(s, 0, 2, 0)));
+    sees_row(s);
+    settle(s);
+    sees_row(s);
+}
+
+/* And the cached block's own member may be the one. */
+static void
+loses_the_member(struct story *s)
+{
+    fills_row(s);
+    assert_int_equal(array_set_journal_mode(s->array, JOURNAL_WRITE_BACK, &s->error), 0);
+    assert_int_equal(story_put(s, in_row(s, 0, 1, 0), 1, 0x22, false), 0);
+    disk_die(disk_of(s, in_row(s, 0, 1, 0)));
+    assert_int_equal(story_get(s, in_row(s, 0, 1, 1)), 0);
+    sees_row(s);
+    settle(s);
+    sees_row(s);
+}
+
+/* Parity knows what the members hold, and nothing of what is cached beside it. */
+static void
+reconstruction_takes_no_mixture(void **state)
+{
+    struct story *const s = *state;
+    void (*const runs[])(struct story * s) = {reads_a_bad_block, completes_in_a_bad_block,
+                                              loses_a_member, loses_the_member};
+
+    for (unsigned i = 0; i < ARRAY_LEN(runs); ++i) {
+        setup_array(s, 5, 5, 200);
+        play(s, runs[i]);
+        story_restart(s);
+        play(s, sees_row);
+        story_restart(s);
+    }
+}
+
+/* --- FLUSH and FUA -------------------------------------------------------------------------- */
+
+#define MARKS 4u
+
+/* Moments of the run; and how many of them had come when the power was cut. */
+static uint64_t marks[MARKS + 1];
+static unsigned mark;
+
+static void
+promises_and_does_not(struct story *s)
+{
+    const uint64_t flushes = s->cluster.counts[COUNT_DISK_FLUSHES];
+
+    assert_int_equal(story_put(s, 0, 1, 1, false), 0);
+    assert_int_equal(s->cluster.counts[COUNT_DISK_FLUSHES], flushes);
+    marks[0] = cluster_moment(&s->cluster);
+    assert_int_equal(story_put(s, 1, 1, 2, true), 0);
+    marks[1] = cluster_moment(&s->cluster);
+    assert_int_equal(story_put(s, 2, 1, 3, false), 0);
+    marks[2] = cluster_moment(&s->cluster);
+    assert_int_equal(array_flush(s->array), 0);
+    marks[3] = cluster_moment(&s->cluster);
+    assert_int_equal(story_put(s, 3, 1, 4, false), 0);
+    assert_int_equal(story_put(s, 1, 1, 5, false), 0);
+    marks[4] = cluster_moment(&s->cluster);
+    assert_int_equal(cached(s), 4);
+}
+
+static bool
+holds(struct story *s, uint64_t block, uint8_t fill)
+{
+    assert_int_equal(story_get(s, block), 0);
+    assert_memory_equal(s->memory, s->memory + 1, BLOCK_BYTES - 1);
+    return s->memory[0] == fill;
+}
+
+static void
+sees_what_was_promised(struct story *s)
+{
+    if (mark >= 3)
+        assert_true(holds(s, 0, 1));
+    assert_true(holds(s, 0, 1) || holds(s, 0, 0));
+    if (mark >= 1)
+        assert_false(holds(s, 1, 0));
+    if (mark < 4)
+        assert_false(holds(s, 1, 5));
+    if (mark >= 3)
+        assert_true(holds(s, 2, 3));
+    assert_true(holds(s, 3, 4) || holds(s, 3, 0));
+    /* The log is in order: of the later ones the first is the first to be there. */
+    if (holds(s, 1, 5))
+        assert_true(holds(s, 3, 4));
+}
+
+/* No more, and no less, is durable than was promised. */
+static void
+flush_and_fua_make_durable(void **state)
+{
+    struct story *const s = *state;
+    for (mark = 0; mark <= MARKS; ++mark)
+        for (unsigned tear = 0; tear < TEAR_LAST; ++tear)
+            for (unsigned mode = JOURNAL_WRITE_THROUGH; mode <= JOURNAL_WRITE_BACK; ++mode) {
+                setup_array(s, 5, 3, 64);
+                s->random.state = 10 * mark + tear;
+                play(s, promises_and_does_not);
+                story_cut(s, marks[mark], (enum sim_tear)tear);
+                s->config.journal_mode = (enum journal_mode)mode;
+                play(s, sees_what_was_promised);
+                story_restart(s);
+            }
+}
+
+/* --- Failures ------------------------------------------------------------------------------- */
+
+static void
+sees_eight(struct story *s)
+{
+    story_expect(s, 0, 8, 0x33);
+}
+
+static void
+becomes_degraded(struct story *s)
+{
+    struct array_status status;
+
+    assert_int_equal(story_put(s, 0, 8, 0x33, false), 0);
+    assert_int_equal(cached(s), 8);
+    /* Nothing of what is cached needs it. */
+    disk_die(disk_of(s, in_row(s, 1, 0, 0)));
+    assert_int_equal(story_get(s, in_row(s, 1, 0, 0)), 0);
+    settle(s);
+    status = status_of(s);
+    assert_int_equal(status.journal_mode, JOURNAL_WRITE_THROUGH);
+    assert_int_equal(status.journal_mode_wanted, JOURNAL_WRITE_BACK);
+    assert_false(status.draining);
+    assert_true(s->told[ARRAY_JOURNAL_MODE] >= 1);
+    assert_int_equal(array_set_journal_mode(s->array, JOURNAL_WRITE_BACK, &s->error), -EUCLEAN);
+    sees_eight(s);
+    assert_int_equal(story_put(s, 20, 1, 0x44, false), 0);
+    assert_int_equal(cached(s), 0);
+}
+
+/* A cached stripe of a degraded array could lose a block with the journal alone. */
+static void
+first_degraded_moment_writes_all_out(void **state)
+{
+    struct story *const s = *state;
+
+    setup_array(s, 5, 5, 200);
+    play(s, becomes_degraded);
+    story_restart(s);
+    /* Without the one that died, and in write-through, and it is said. */
+    play(s, sees_eight);
+    assert_int_equal(s->status.journal_mode, JOURNAL_WRITE_THROUGH);
+    assert_int_equal(s->status.journal_mode_wanted, JOURNAL_WRITE_BACK);
+    assert_true(s->told[ARRAY_WARNING] >= 1);
+    story_restart(s);
+}
+
+static void
+journal_fails(struct story *s)
+{
+    assert_int_equal(story_put(s, 0, 4, 0x33, true), 0);
+    assert_int_equal(story_put(s, 4, 4, 0x33, false), 0);
+    assert_int_equal(cached(s), 8);
+    s->cluster.disks[s->members].faults.write_error_in = 1;
+    assert_int_equal(story_put(s, 3, 1, 0x99, false), -EIO);
+    assert_int_equal(s->told[ARRAY_JOURNAL_FAILED], 1);
+    sees_eight(s);
+    settle(s);
+    sees_eight(s);
+    assert_int_equal(story_put(s, 9, 1, 0x99, false), -EIO);
+    assert_int_equal(array_flush(s->array), 0);
+    assert_int_equal(array_stop(s->array), -EIO);
+    assert_int_equal(s->told[ARRAY_DATA_LOST], 0);
+}
+
+/* What is in memory is on the members afterwards, be it durable in the log or not. */
+static void
+failed_journal_leaves_all_on_the_members(void **state)
+{
+    struct story *const s = *state;
+
+    setup_array(s, 5, 5, 200);
+    play(s, journal_fails);
+    expect_parity(s);
+    story_restart(s);
+    s->force = FORCE_DROP_JOURNAL;
+    play(s, sees_eight);
+    story_restart(s);
+}
+
+/* Blocks beyond what memory holds; their contents are their numbers. */
+static uint64_t many;
+static bool gone[STORY_BLOCKS_MAX * 4];
+
+static void
+caches_many(struct story *s)
+{
+    for (many = 0; many < ARRAY_LEN(gone); ++many) {
+        const struct write_back_status status = status_of(s).write_back;
+
+        if (status.blocks >= status.pages + 5)
+            break;
+        gone[many] = false;
+        assert_int_equal(story_put(s, many, 1, (uint8_t)(1 + many), false), 0);
+    }
+    assert_true(many < ARRAY_LEN(gone));
+    assert_int_equal(cached(s), many);
+}
+
+static void
+journal_dies(struct story *s)
+{
+    struct write_back_status before, after;
+    uint64_t lost = 0;
+
+    caches_many(s);
+    before = status_of(s).write_back;
+    disk_die(&s->cluster.disks[s->members]);
+    assert_int_equal(story_put(s, many, 1, 0x99, false), -EIO);
+    for (uint64_t waited = 0; cached(s) > before.blocks - before.pages; waited += SECOND / 100) {
+        assert_true(waited < SETTLE_NS);
+        loop_sleep(s->cluster.loop, SECOND / 100);
+    }
+    for (uint64_t b = 0; b < many; ++b) {
+        gone[b] = story_get(s, b) == -EIO;
+        lost += gone[b];
+        if (!gone[b])
+            story_expect(s, b, 1, (uint8_t)(1 + b));
+    }
+    after = status_of(s).write_back;
+    assert_int_equal(lost, before.blocks - before.pages);
+    assert_int_equal(after.lost, lost);
+    assert_true(s->told[ARRAY_DATA_LOST] >= 1);
+    assert_int_equal(array_stop(s->array), -EIO);
+}
+
+static void
+sees_many(struct story *s)
+{
+    for (uint64_t b = 0; b < many; ++b)
+        if (!gone[b])
+            story_expect(s, b, 1, (uint8_t)(1 + b));
+}
+
+/* What only the journal held is lost with it: named, and nothing else. */
+static void
+dead_journal_costs_what_only_it_held(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = 512 * KIB;
+    setup_array(s, 5, 5, 400);
+    s->config.cache_bytes = 64 * KIB;
+    play(s, journal_dies);
+    expect_parity(s);
+    story_restart(s);
+    s->force = FORCE_DROP_JOURNAL;
+    play(s, sees_many);
+    story_restart(s);
+}
+
+/* A bit of each dropped block, as far as the test knows: of all that the ring holds, but for pages
+ * in memory it does not matter. */
+static void
+journal_rots(struct story *s)
+{
+    uint8_t *const ring = s->cluster.disks[s->members].live + DATA_OFFSET;
+    struct write_back_status before;
+    uint64_t lost = 0;
+
+    caches_many(s);
+    before = status_of(s).write_back;
+    for (uint64_t b = 0; b < s->ring_blocks; ++b)
+        ring[b * BLOCK_BYTES + 77] ^= 0x40;
+    for (uint64_t b = 0; b < many; ++b) {
+        gone[b] = story_get(s, b) == -EIO;
+        lost += gone[b];
+        if (!gone[b])
+            story_expect(s, b, 1, (uint8_t)(1 + b));
+    }
+    assert_int_equal(lost, before.blocks - before.pages);
+    /* What is written anew is right, and nothing else was harmed. */
+    for (uint64_t b = 0; b < many; ++b)
+        if (gone[b]) {
+            assert_int_equal(story_put(s, b, 1, (uint8_t)(1 + b), false), 0);
+            gone[b] = false;
+        }
+    sees_many(s);
+    write_through(s);
+    sees_many(s);
+    assert_int_equal(array_stop(s->array), 0);
+}
+
+/* A block that is read back is verified: an error is the truth, what the member holds is not. */
+static void
+rotten_block_is_an_error(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = 512 * KIB;
+    setup_array(s, 5, 5, 400);
+    s->config.cache_bytes = 64 * KIB;
+    play(s, journal_rots);
+    expect_parity(s);
+    story_restart(s);
+    play(s, sees_many);
+    story_restart(s);
+}
+
+static void
+keeps_many(struct story *s)
+{
+    caches_many(s);
+    sees_many(s);
+    assert_true(status_of(s).write_back.read_back >= 5);
+    assert_int_equal(status_of(s).write_back.lost, 0);
+    write_through(s);
+    sees_many(s);
+    assert_int_equal(array_stop(s->array), 0);
+}
+
+/* The ring's size is the cache's, not memory's. */
+static void
+dropped_blocks_are_read_back(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = 512 * KIB;
+    setup_array(s, 5, 5, 400);
+    s->config.cache_bytes = 64 * KIB;
+    play(s, keeps_many);
+    expect_parity(s);
+    story_restart(s);
+    with_any_left_out(s, sees_many);
+}
+
+/* --- When ----------------------------------------------------------------------------------- */
+
+static void
+is_left_alone(struct story *s)
+{
+    assert_int_equal(story_put(s, 0, 8, 0x33, false), 0);
+    loop_sleep(s->cluster.loop, 20 * SECOND);
+    assert_int_equal(cached(s), 8);
+    /* Somebody writes, and the time begins anew. */
+    assert_int_equal(story_put(s, 0, 1, 0x33, false), 0);
+    loop_sleep(s->cluster.loop, 20 * SECOND);
+    assert_int_equal(cached(s), 8);
+    loop_sleep(s->cluster.loop, 12 * SECOND);
+    assert_int_equal(cached(s), 0);
+    assert_int_equal(on_member(s, 0), 0x33);
+    assert_int_equal(status_of(s).journal_mode, JOURNAL_WRITE_BACK);
+}
+
+static void
+quiet_array_writes_out(void **state)
+{
+    struct story *const s = *state;
+
+    setup_array(s, 5, 5, 200);
+    play(s, is_left_alone);
+    expect_parity(s);
+    story_restart(s);
+}
+
+/* Is a log that begins at the tail on record, now, the one that has this content of the block? */
+static bool
+log_has(struct story *s, uint64_t block, uint8_t fill)
+{
+    const uint8_t *const ring = s->cluster.disks[s->members].live + DATA_OFFSET;
+    struct superblock sb;
+    uint64_t at, seq = 0;
+    bool first = true, has = false;
+
+    assert_int_equal(superblock_decode(s->cluster.disks[s->members].live + SUPER_OFFSET, MINOR,
+                                       s->cluster.disks[s->members].device.size_bytes, &sb, NULL),
+                     0);
+    at = sb.journal_tail_sectors * SECTOR_BYTES;
+    for (uint64_t steps = 0; steps < s->ring_blocks; ++steps) {
+        struct journal_entry entry;
+        struct journal_cursor cursor;
+        struct journal_payload payload;
+
+        if (journal_entry_decode(ring + at, at, &s->geometry, &entry, NULL) < 0 ||
+            (!first && entry.seq != seq))
+            break;
+        journal_cursor_init(&cursor, ring + at, &s->geometry, &entry);
+        while (journal_cursor_next(&cursor, &payload))
+            if (payload.type == JOURNAL_DATA && payload.location_bytes == block * BLOCK_BYTES)
+                has = ring[journal_payload_position(&entry, &payload, &s->geometry, 0)] == fill;
+        seq = entry.seq + 1;
+        at = journal_entry_next(&entry, &s->geometry);
+        first = false;
+    }
+    assert_false(first);
+    return has;
+}
+
+static void
+writes_around(struct story *s)
+{
+    assert_int_equal(story_put(s, 0, 1, 0x5d, true), 0);
+    for (unsigned i = 0; i < 400; ++i) {
+        assert_int_equal(story_put(s, 40 + i % 3, 1, (uint8_t)i, i % 5 == 0), 0);
+        if (on_member(s, 0) != 0x5d)
+            assert_true(log_has(s, 0, 0x5d));
+    }
+    assert_true(status_of(s).journal.written_bytes > 4 * s->ring_blocks * BLOCK_BYTES);
+    story_expect(s, 0, 1, 0x5d);
+}
+
+/* The oldest block bounds the log until it is on its member. */
+static void
+tail_stays_at_a_cached_block(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = 256 * KIB;
+    setup_array(s, 5, 3, 100);
+    s->config.journal_checkpoint_bytes = BLOCK_BYTES;
+    s->config.journal_checkpoint_ns = 100000;
+    play(s, writes_around);
+    story_restart(s);
+}
+
+static void
+fills_the_index(struct story *s)
+{
+    const uint64_t blocks = s->member_bytes / BLOCK_BYTES * (s->members - 1);
+    uint64_t most = 0;
+
+    for (unsigned round = 0; round < 2; ++round)
+        for (uint64_t b = 0; b < blocks; ++b) {
+            const uint64_t begun_ns = loop_now_ns(s->cluster.loop);
+
+            assert_int_equal(story_put(s, b * 37 % blocks, 1, (uint8_t)(b + round), false), 0);
+            assert_true(loop_now_ns(s->cluster.loop) - begun_ns < SETTLE_NS);
+            most = max_u64(most, cached(s));
+        }
+    assert_true(most > 0);
+    assert_true(most <= status_of(s).write_back.blocks_max);
+    assert_true(status_of(s).write_back.groups_written_out > 0);
+    for (uint64_t b = 0; b < blocks; ++b)
+        story_expect(s, b * 37 % blocks, 1, (uint8_t)(b + 1));
+    assert_int_equal(array_stop(s->array), 0);
+}
+
+/* A full index is written out as a full ring is. */
+static void
+full_index_makes_room(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = MIB;
+    setup_array(s, 5, 5, 400);
+    s->config.cache_bytes = 16 * KIB;
+    play(s, fills_the_index);
+    expect_parity(s);
+    story_restart(s);
+}
+
+/* As small as write-back takes, and one less. */
+static uint64_t
+ring_min(const struct story *s)
+{
+    return 4 * ((uint64_t)s->members + 8);
+}
+
+static void
+fills_the_ring(struct story *s)
+{
+    assert_true(s->status.write_back.blocks_max > 0);
+    assert_int_equal(s->status.journal_mode, JOURNAL_WRITE_BACK);
+    fills_the_index(s);
+}
+
+static void
+has_no_cache(struct story *s)
+{
+    assert_int_equal(s->status.write_back.blocks_max, 0);
+    assert_int_equal(s->status.journal_mode, JOURNAL_WRITE_THROUGH);
+    assert_true(s->told[ARRAY_WARNING] >= 1);
+    assert_int_equal(array_set_journal_mode(s->array, JOURNAL_WRITE_BACK, &s->error), -ENOTSUP);
+    assert_true(s->error.text[0] != '\0');
+    assert_int_equal(story_put(s, 0, 1, 0x33, false), 0);
+    assert_int_equal(on_member(s, 0), 0x33);
+}
+
+static void
+smallest_ring_is_enough(void **state)
+{
+    struct story *const s = *state;
+    const struct {
+        int level;
+        unsigned members;
+    } arrays[] = {{5, 3}, {6, 4}, {5, 8}, {6, 8}};
+
+    s->member_bytes = 128 * KIB;
+    for (unsigned i = 0; i < ARRAY_LEN(arrays); ++i) {
+        s->members = arrays[i].members;
+        setup_array(s, arrays[i].level, arrays[i].members, ring_min(s));
+        play(s, fills_the_ring);
+        story_restart(s);
+        s->members = arrays[i].members;
+        setup_array(s, arrays[i].level, arrays[i].members, ring_min(s) - 1);
+        play(s, has_no_cache);
+        story_restart(s);
+    }
+}
+
+/* --- Starts --------------------------------------------------------------------------------- */
+
+static void
+caches_eight(struct story *s)
+{
+    assert_int_equal(story_put(s, 0, 4, 0x11, false), 0);
+    assert_int_equal(story_put(s, 0, 8, 0x33, false), 0);
+    assert_int_equal(array_flush(s->array), 0);
+    assert_int_equal(cached(s), 8);
+}
+
+static void
+has_eight_cached(struct story *s)
+{
+    assert_int_equal(s->status.write_back.blocks, 8);
+    assert_int_equal(s->status.recovery.data_only_stripes, 4);
+    assert_int_equal(on_member(s, 0), 0);
+    sees_eight(s);
+}
+
+static void
+has_eight_written(struct story *s)
+{
+    assert_int_equal(s->status.write_back.blocks, 0);
+    assert_int_equal(s->status.recovery.data_only_stripes, 4);
+    assert_int_equal(on_member(s, 0), 0x33);
+    sees_eight(s);
+    expect_parity(s);
+}
+
+/* What the log holds is cached again where that is what is asked for, else written out before
+ * anybody is served. The power goes at each moment of that, and again. */
+static void
+start_takes_over_what_was_cached(void **state)
+{
+    struct story *const s = *state;
+
+    for (unsigned mode = JOURNAL_WRITE_THROUGH; mode <= JOURNAL_WRITE_BACK; ++mode) {
+        uint64_t end = 1;
+
+        for (uint64_t moment = 1; moment <= end; ++moment)
+            for (unsigned tear = 0; tear < TEAR_LAST; ++tear) {
+                setup_array(s, 5, 3, 64);
+                s->random.state = moment;
+                play(s, caches_eight);
+                story_restart(s);
+                s->config.journal_mode = (enum journal_mode)mode;
+                play(s, mode == JOURNAL_WRITE_BACK ? has_eight_cached : has_eight_written);
+                end = s->cluster.moment;
+                story_cut(s, moment, (enum sim_tear)tear);
+                with_any_left_out(s, sees_eight);
+                s->config.journal_mode =
+                    (moment & 1) != 0 ? JOURNAL_WRITE_BACK : JOURNAL_WRITE_THROUGH;
+                play(s, sees_eight);
+                story_restart(s);
+                play(s, sees_eight);
+                story_restart(s);
+            }
+    }
+}
+
+#define STORY(name) cmocka_unit_test_setup_teardown(name, story_setup, story_teardown)
+
+int
+main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        STORY(delta_is_to_what_the_member_holds),
+        STORY(reconstruction_takes_no_mixture),
+        STORY(flush_and_fua_make_durable),
+        STORY(first_degraded_moment_writes_all_out),
+        STORY(failed_journal_leaves_all_on_the_members),
+        STORY(dead_journal_costs_what_only_it_held),
+        STORY(rotten_block_is_an_error),
+        STORY(dropped_blocks_are_read_back),
+        STORY(quiet_array_writes_out),
+        STORY(tail_stays_at_a_cached_block),
+        STORY(full_index_makes_room),
+        STORY(smallest_ring_is_enough),
+        STORY(start_takes_over_what_was_cached),
+    };
+
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    return cmocka_run_group_tests_name("sim_cache", tests, NULL, NULL);
+}
