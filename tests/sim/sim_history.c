@@ -576,7 +576,10 @@ history_make(struct history *history)
     cluster_begin(cluster, random_next(random), history->disks,
                   created ? SIM_DISK_BYTES : data_offset + good_bytes + 32 * KIB);
     if (journaled) {
-        const uint64_t least = history->members + 4;
+        /* The smallest that there may be; or that write-back takes, and now and then less. */
+        const uint64_t least = history->mode->cache_percent > 0 && random_percent(random, 95)
+                                   ? 4 * ((uint64_t)history->members + 8)
+                                   : history->members + 4;
 
         history->ring_blocks =
             PICK(random, least, least, random_between(random, least, 2 * least),
@@ -1177,7 +1180,8 @@ clients_work(struct history *history)
 {
     struct sim_random *const random = &history->random;
     const unsigned count = (unsigned)random_between(random, 1, CLIENTS_MAX);
-    const uint64_t each = random_between(random, 1, 36 / count);
+    const uint64_t each =
+        random_between(random, 1, (history->mode->cache_percent > 0 ? 72 : 36) / count);
 
     history->clients_working = count;
     for (unsigned i = 0; i < count; ++i) {
