@@ -18,7 +18,7 @@
  * unless a history has them sooner) are longer. */
 #define REQUEST_NS_MAX UINT64_C(20000000000)
 #define DRAIN_NS       UINT64_C(100000000)
-#define CACHE_SIZES    32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, 1 * MIB
+#define CACHE_SIZES    KIB, 2 * KIB, 8 * KIB, 16 * KIB, 32 * KIB, 64 * KIB, 256 * KIB, MIB
 
 #define PROMISE(count) (UINT64_C(1) << (count))
 #define PROMISED_ALWAYS                                                                            \
@@ -344,8 +344,11 @@ struct history {
     uint64_t begun_moment, started_moment; /* of the run; 0: it did not start */
     uint64_t idle_moment;                  /* after an idle time; 0 if none */
     uint64_t resync_begun, resync_ended;   /* moments; 0 if not */
+    uint64_t journal_failed;               /* moment; 0 if it did not */
+    bool journal_forgot;                   /* and it cannot have kept what was not flushed */
     uint8_t *memory;                       /* the main task's, MEMORY_BYTES */
     /* Blocks of the array that were named as lost with the journal. */
+    unsigned lost_told;
     uint8_t lost[SIM_MEMBERS_MAX * SIM_DISK_BYTES / BLOCK_BYTES];
 };
 
@@ -698,6 +701,15 @@ range_lost(const struct history *history, struct range range)
     return false;
 }
 
+/* Blocks that are written as a whole are not lost any more. */
+static void
+range_found(struct history *history, struct range range)
+{
+    for (uint64_t at = round_up(range.offset, BLOCK_BYTES);
+         at + BLOCK_BYTES <= range.offset + range.length; at += BLOCK_BYTES)
+        history->lost[at / BLOCK_BYTES] = 0;
+}
+
 /* Nobody may wait until a timer happens to wake him. */
 static void
 check_time(const struct history *history, uint64_t begun_ns, const char *what, struct range range)
@@ -749,7 +761,7 @@ read_and_check(struct history *history, uint8_t *memory, struct range range, con
     cluster_trace(history->cluster, "%s: read %llu + %llu: %d", who,
                   (unsigned long long)range.offset, (unsigned long long)range.length, result);
     check_time(history, begun_ns, "read", range);
-    if (result == 0 && lost)
+    if (result == 0 && lost && range_lost(history, range))
         sim_fail("wrong data: %s reads %llu + %llu, of which some is named as lost", who,
                  (unsigned long long)range.offset, (unsigned long long)range.length);
     if (result == -EIO && range_lost(history, range)) {
@@ -887,6 +899,8 @@ change(struct client *client, enum model_kind kind)
     cluster_trace(history->cluster, "client %u: %s v%u: %d", client->number, kind_names[kind],
                   op.version, result);
     check_time(history, begun_ns, kind_names[kind], range);
+    if (result == 0 && kind != MODEL_TRIM)
+        range_found(history, range);
     if (result != -ENOTSUP || !fast_only)
         check_result(history, result, kind_names[kind], range);
 }
@@ -1110,6 +1124,7 @@ data_lost(struct history *history, const struct array_event *event)
         offset + length > history->geometry.array_bytes)
         sim_fail("data is lost where there is none: %s", event->text);
     memset(history->lost + offset / BLOCK_BYTES, 1, length / BLOCK_BYTES);
+    history->lost_told += (unsigned)(length / BLOCK_BYTES);
     model_forget(history->model, offset / SECTOR_BYTES, length / SECTOR_BYTES);
     history->cluster->counts[COUNT_BLOCKS_LOST] += length / BLOCK_BYTES;
 }
@@ -1133,6 +1148,9 @@ on_event(void *owner, const struct array_event *event)
         counts[COUNT_JOURNAL_LOSSES]++;
         if (!(history->faulty & history->journal))
             sim_fail("the journal was failed although nothing is wrong with it: %s", event->text);
+        history->journal_failed = cluster_moment(history->cluster);
+        history->journal_forgot = strstr(event->text, "failed: write:") == NULL ||
+                                  history->cluster->disks[history->members].dead;
         break;
     case ARRAY_JOURNAL_MODE:
         ++history->modes;
@@ -1334,7 +1352,6 @@ journal_counted(struct history *history)
 {
     uint64_t *const counts = history->cluster->counts;
     struct array_status status;
-    uint64_t lost = 0;
 
     if (!history->journaled)
         return;
@@ -1346,10 +1363,8 @@ journal_counted(struct history *history)
     counts[COUNT_BLOCKS_OVERWRITTEN] += status.write_back.overwritten;
     counts[COUNT_BLOCKS_READ_BACK] += status.write_back.read_back;
     counts[COUNT_BLOCKS_WRITTEN_OUT] += status.write_back.written_out;
-    for (uint64_t b = 0; b < history->geometry.array_bytes / BLOCK_BYTES; ++b)
-        lost += history->lost[b];
-    if (lost != status.write_back.lost)
-        sim_fail("%llu blocks are named as lost, and %llu are said to be", (unsigned long long)lost,
+    if (history->lost_told != status.write_back.lost)
+        sim_fail("%u blocks are named as lost, and %llu are said to be", history->lost_told,
                  (unsigned long long)status.write_back.lost);
 }
 
@@ -1485,6 +1500,7 @@ mode_choose(struct history *history)
     history->write_back = history->switches = false;
     history->write_out_ns = 0;
     memset(history->lost, 0, sizeof history->lost);
+    history->lost_told = 0;
     if (!history->journaled || mode->cache_percent == 0)
         return;
     history->write_back = random_percent(random, mode->cache_percent);
@@ -1496,6 +1512,7 @@ static void
 run_begin(struct history *history)
 {
     history->idle_moment = history->resync_begun = history->resync_ended = 0;
+    history->journal_failed = 0;
     history->stopped_clean = false;
     history->begun_moment = history->cluster->moment;
     history->started_moment = 0;
@@ -1582,6 +1599,9 @@ judge_cut(struct history *history, uint64_t moment, bool adopt)
     struct log_found found = {0};
 
     decide(history, moment);
+    judge->unlogged =
+        history->cached && history->journal_failed != 0 && history->journal_failed < moment;
+    judge->forgotten = judge->unlogged && history->journal_forgot;
     if (history->verdict.journal_disk >= 0)
         log_recover(judge, &history->verdict, &found);
     if (moment == history->cluster->moment && history->stopped_clean && history->journaled &&

@@ -292,7 +292,9 @@ judge_blocks(const struct judge *judge, const struct view *view, unsigned d, uin
 
         for (unsigned s = 0; s < BLOCK_SECTORS; ++s)
             known = known && judge->values[sector + s] != VALUE_UNKNOWN;
-        if (!known)
+        if (!known ||
+            (judge->forgotten &&
+             judge->open[((view->row.number << geometry->chunk_shift) + at) / BLOCK_BYTES]))
             continue;
         if (!model_block_whole(judge->model, memory + at, sector, moment))
             sim_fail("after a crash at moment %llu the block at sector %llu (slot %u, row %llu) is "
@@ -404,7 +406,8 @@ judge_row(struct judge *judge, const struct verdict *verdict, uint64_t number, u
     for (uint64_t i = 0; i < geometry->chunk_bytes / BLOCK_BYTES; ++i) {
         const uint64_t stripe = first_stripe + i;
         const bool was_bad = judge->bad[stripe] && !judge->healed[stripe];
-        const bool open = judge->open[stripe] && !judge->model->journaled; /* K4 */
+        const bool open =
+            judge->open[stripe] && (!judge->model->journaled || judge->unlogged); /* K4, K5 */
         const bool hole = lost_count > 0 && verdict->dirty && (open || was_bad);
         const bool promised = lost_count > 0
                                   ? !hole && !judge->bad[stripe]

@@ -14,6 +14,9 @@
  *       parity that was not good before and no write since, durable at the crash, has made good.
  *   K4. With a journal what counts is what its recovery leaves (sim_log.h has one of the judge's
  *       own): then K3 concerns only parity that was not good before, and V5 to V7 hold.
+ *   K5. Except where the journal has failed, and what was cached is being written to the members
+ *       without being logged: there K3 holds as without a journal; and where the journal cannot
+ *       have kept what was cached, a block that was being written may be a mixture.
  */
 #ifndef STRIPELOG_SIM_JUDGE_H
 #define STRIPELOG_SIM_JUDGE_H
@@ -40,13 +43,14 @@ struct judge {
     struct model *model;
     uint64_t data_offset;
     uint32_t minor;
-    uint64_t stripes;      /* of 4 KiB on each member */
-    uint8_t *bad;          /* owned; by stripe: parity does not agree, as far as known */
-    uint8_t *healed;       /* owned; by stripe: scratch of judge_image */
-    uint8_t *open;         /* owned; by stripe: scratch of judge_image */
-    uint32_t *values;      /* owned; by sector of the array: scratch of judge_image */
-    uint8_t *recovered[2]; /* owned; a chunk each */
-    struct sim_image undo; /* what the judge's own recovery changed */
+    uint64_t stripes;         /* of 4 KiB on each member */
+    uint8_t *bad;             /* owned; by stripe: parity does not agree, as far as known */
+    uint8_t *healed;          /* owned; by stripe: scratch of judge_image */
+    uint8_t *open;            /* owned; by stripe: scratch of judge_image */
+    uint32_t *values;         /* owned; by sector of the array: scratch of judge_image */
+    uint8_t *recovered[2];    /* owned; a chunk each */
+    bool unlogged, forgotten; /* K5, for the next image: the first; both */
+    struct sim_image undo;    /* what the judge's own recovery changed */
     uint64_t stripes_capacity, sectors_capacity;
 };
 
