@@ -424,10 +424,14 @@ journal_append_begin(struct journal *journal, struct journal_append *append, uin
 {
     const uint64_t slots = slots_for(journal, reserved);
 
+    *append = (struct journal_append){.reserved = 0};
+    if (journal->failed)
+        return; /* nobody counts space any more */
     assert(reserved <= journal_reserve_max(journal));
     assert(reserved <= journal->reserved_blocks);
     tokens_take(journal->loop, &journal->slots_free, slots);
-    *append = (struct journal_append){.reserved = reserved, .slots = slots};
+    append->reserved = reserved;
+    append->slots = slots;
 }
 
 /* The entry for a step: the open one if it has room (J3), else a new one. */
@@ -471,10 +475,10 @@ journal_append_step(struct journal *journal, struct journal_append *append,
                            (parities > 0 ? journal_parity_payload_bytes(parities) : 0);
     struct journal_entry_state *entry;
 
-    assert(blocks > 0);
-    assert(parities == 0 || parities == journal->config.geometry.parity_count);
     if (journal->failed)
         return -EIO;
+    assert(blocks > 0);
+    assert(parities == 0 || parities == journal->config.geometry.parity_count);
     entry = entry_for_step(journal, append, bytes, blocks);
     assert(append->reserved >= blocks);
     append->reserved -= blocks;
