@@ -204,9 +204,14 @@ static json_t *
 reply_mode(struct control *control)
 {
     struct array_status status;
+    struct error error = {0};
     const char *reason;
 
     array_status(control->config.array, &status);
+    if (!status.journaled) {
+        (void)error_set(&error, -ENOTSUP, "the array has no journal in use"); /* told here */
+        return control_reply_error(&error);
+    }
     reason = control_mode_reason(&status);
     return json_pack("{s:b, s:s, s:s, s:s?, s:b}", "ok", 1, "mode",
                      control_mode_name(status.journal_mode), "mode_wanted",

@@ -67,7 +67,7 @@ void
 array_status(const struct array *array, struct array_status *status)
 {
     promise(!wire.ended);
-    *status = (struct array_status){.journal_mode = wire.mode};
+    *status = (struct array_status){.journaled = true, .journal_mode = wire.mode};
 }
 
 int
