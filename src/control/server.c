@@ -342,12 +342,15 @@ connection_cut_oldest(struct control *control)
 }
 
 static void
-refuse(int fd)
+refuse(const struct control *control, int fd)
 {
-    static const char text[] =
+    static const char busy[] =
         "{\"ok\":false,\"code\":\"EMFILE\",\"error\":\"too many requests are under way\"}\n";
+    static const char ending[] =
+        "{\"ok\":false,\"code\":\"ESHUTDOWN\",\"error\":\"the array has been stopped\"}\n";
+    const char *text = control->ending ? ending : busy;
 
-    (void)send(fd, text, sizeof text - 1, MSG_DONTWAIT | MSG_NOSIGNAL); /* a courtesy */
+    (void)send(fd, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL); /* a courtesy */
     (void)close(fd); /* a socket has nothing left to fail */
 }
 
@@ -362,7 +365,7 @@ admit(struct control *control, int fd)
     }
     if (connection == NULL || control->ending ||
         task_start(control->loop, connection_run, connection) == NULL) {
-        refuse(fd);
+        refuse(control, fd);
         return;
     }
     connection->fd = fd;
