@@ -41,6 +41,16 @@ put_number(struct object *object, const char *key, uint64_t value)
     put(object, key, json_integer((json_int_t)min_u64(value, INT64_MAX)));
 }
 
+/* null: there is no limit. */
+static void
+put_limit(struct object *object, const char *key, uint64_t value)
+{
+    if (value == UINT64_MAX)
+        put(object, key, json_null());
+    else
+        put_number(object, key, value);
+}
+
 static void
 put_text(struct object *object, const char *key, const char *value)
 {
@@ -157,7 +167,7 @@ put_cache(struct object *object, const struct write_back_status *cache)
     put_number(&json, "in_memory_bytes", cache->pages * BLOCK_BYTES);
     put_number(&json, "in_memory_max_bytes", cache->pages_max * BLOCK_BYTES);
     put_number(&json, "stripes", cache->stripes);
-    put_number(&json, "stripes_max", cache->stripes_max);
+    put_limit(&json, "stripes_max", cache->stripes_max);
     put_number(&json, "blocks_cached", cache->cached_total);
     put_number(&json, "blocks_overwritten", cache->overwritten);
     put_number(&json, "blocks_read_from_memory", cache->read_hits);
