@@ -2,11 +2,16 @@
  * nbd_load: loads an NBD server with as little work of its own as possible.
  *
  *   nbd_load --socket PATH [--op read|write|randread|randwrite] [--block 4K] [--depth 32]
- *            [--connections 1] [--seconds 5 | --requests N] [--server-pid PID] [--structured]
+ *            [--connections 1] [--seconds 5 | --requests N] [--span SIZE] [--seed 1]
+ *            [--server-pid PID] [--structured]
  *
  * It sends all requests that may go in one write and takes as many answers as there are in one
  * read, since a client that spends a system call on every request measures itself. Prints one line
- * of JSON: requests, rates, its own CPU, and with --server-pid the server's CPU in between.
+ * of JSON: requests, rates, how long they took, its own CPU, and with --server-pid the server's CPU
+ * in between. --span: only the first so many bytes of the export.
+ *
+ * How long a request took is from when it was ready to be sent to the call that received its
+ * answer, in steps of less than 2 %.
  */
 #include "nbd/protocol.h"
 #include <getopt.h>
@@ -23,6 +28,9 @@
 #define INPUT_BYTES     (1u << 20)
 #define CONNECTIONS_MAX 64u
 
+/* Of durations, in ns: 64 steps to each power of two. */
+#define HISTOGRAM_STEPS (64u * 64u)
+
 struct load {
     const char *path;
     bool write, random, structured;
@@ -30,12 +38,16 @@ struct load {
     unsigned depth, connections;
     double seconds;
     uint64_t requests_max;
+    uint64_t span_bytes; /* 0: all */
+    uint64_t seed;
     long server_pid;
 };
 
 struct connection {
     int fd;
     unsigned may_send; /* requests that are not under way */
+    uint32_t *idle;    /* their numbers, may_send of them */
+    uint64_t *sent_ns; /* of each number */
     uint64_t position; /* of sequential loads */
     uint8_t *output;   /* depth requests, with their payloads */
     size_t output_at, output_end;
@@ -49,6 +61,7 @@ struct state {
     uint64_t blocks;
     uint64_t random;
     uint64_t sent, done;
+    uint64_t histogram[HISTOGRAM_STEPS];
     struct connection connections[CONNECTIONS_MAX];
 };
 
@@ -73,6 +86,48 @@ now(void)
 
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static uint64_t
+now_ns(void)
+{
+    struct timespec t;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* --- Durations ------------------------------------------------------------------------------ */
+
+static unsigned
+histogram_step(uint64_t ns)
+{
+    const unsigned power = ns < 64 ? 0 : 63u - (unsigned)__builtin_clzll(ns);
+
+    return ns < 64 ? (unsigned)ns : (power - 5) * 64 + (unsigned)(ns >> (power - 6)) - 64;
+}
+
+/* The shortest duration of a step, in us. */
+static double
+histogram_us(unsigned step)
+{
+    return (double)(step < 64 ? step : (uint64_t)(64 + step % 64) << (step / 64 - 1)) / 1000;
+}
+
+/* So many of a thousand took no longer (but for a step's width). */
+static double
+histogram_quantile(const struct state *s, unsigned permille)
+{
+    const uint64_t rank = (s->done * permille + 999) / 1000;
+    uint64_t passed = 0;
+    unsigned step = 0;
+
+    for (; step < HISTOGRAM_STEPS - 1; step++) {
+        passed += s->histogram[step];
+        if (passed >= rank)
+            break;
+    }
+    return histogram_us(step);
 }
 
 /* --- CPU ------------------------------------------------------------------------------------ */
@@ -200,8 +255,12 @@ connection_open(struct connection *c, const struct load *load)
     c->may_send = load->depth;
     c->output = calloc(load->depth, each);
     c->input = malloc(INPUT_BYTES);
-    if (!c->output || !c->input)
+    c->idle = calloc(load->depth, sizeof *c->idle);
+    c->sent_ns = calloc(load->depth, sizeof *c->sent_ns);
+    if (!c->output || !c->input || !c->idle || !c->sent_ns)
         fail("no memory");
+    for (unsigned i = 0; i < load->depth; i++)
+        c->idle[i] = i;
     return size;
 }
 
@@ -230,17 +289,21 @@ connection_send(struct state *s, struct connection *c, bool more)
     ssize_t sent;
 
     if (c->output_at == c->output_end) {
+        const uint64_t ready = now_ns();
+
         c->output_at = c->output_end = 0;
-        for (; more && c->may_send && s->sent < load->requests_max; c->may_send--, s->sent++) {
+        for (; more && c->may_send && s->sent < load->requests_max; s->sent++) {
             uint8_t *const at = c->output + c->output_end;
+            const uint32_t number = c->idle[--c->may_send];
 
             store_be32(at, NBD_REQUEST_MAGIC);
             store_be16(at + 4, 0);
             store_be16(at + 6, load->write ? NBD_CMD_WRITE : NBD_CMD_READ);
-            store_be64(at + 8, s->sent);
+            store_be64(at + 8, number);
             store_be64(at + 16, next_offset(s, c));
             store_be32(at + 24, load->block_bytes);
             c->output_end += NBD_REQUEST_BYTES + (load->write ? load->block_bytes : 0);
+            c->sent_ns[number] = ready;
         }
     }
     if (c->output_at == c->output_end)
@@ -252,6 +315,17 @@ connection_send(struct state *s, struct connection *c, bool more)
     c->output_at += sent > 0 ? (size_t)sent : 0;
 }
 
+/* An answer has come to the request with this number. */
+static void
+request_done(struct state *s, struct connection *c, uint64_t number, uint64_t at_ns)
+{
+    if (number >= s->load->depth || c->may_send == s->load->depth)
+        fail("an answer to nothing that was asked");
+    s->histogram[histogram_step(at_ns - c->sent_ns[number])]++;
+    s->done++;
+    c->idle[c->may_send++] = (uint32_t)number;
+}
+
 /* Takes what there is, and counts the answers in it. flags: MSG_DONTWAIT, or 0 to wait for it. */
 static void
 connection_receive(struct state *s, struct connection *c, int flags)
@@ -259,6 +333,7 @@ connection_receive(struct state *s, struct connection *c, int flags)
     const struct load *const load = s->load;
     const uint32_t data_bytes = load->write ? 0 : load->block_bytes;
     const ssize_t got = recv(c->fd, c->input + c->input_end, INPUT_BYTES - c->input_end, flags);
+    const uint64_t came = now_ns();
     size_t at = 0;
 
     if (got < 0 && errno == EAGAIN)
@@ -293,8 +368,7 @@ connection_receive(struct state *s, struct connection *c, int flags)
         } else {
             fail("not a reply");
         }
-        s->done++;
-        c->may_send++;
+        request_done(s, c, load_be64(reply + 8), came);
     }
     memmove(c->input, c->input + at, c->input_end - at);
     c->input_end -= at;
@@ -372,6 +446,7 @@ options_parse(struct load *load, int argc, char **argv)
         {"block", required_argument, NULL, 'b'},       {"depth", required_argument, NULL, 'd'},
         {"connections", required_argument, NULL, 'c'}, {"seconds", required_argument, NULL, 't'},
         {"requests", required_argument, NULL, 'n'},    {"server-pid", required_argument, NULL, 'p'},
+        {"span", required_argument, NULL, 'a'},        {"seed", required_argument, NULL, 'e'},
         {"structured", no_argument, NULL, 'r'},        {NULL, 0, NULL, 0},
     };
     int option;
@@ -400,6 +475,12 @@ options_parse(struct load *load, int argc, char **argv)
             load->requests_max = number_parse(optarg);
             load->seconds = 1e9;
             break;
+        case 'a':
+            load->span_bytes = number_parse(optarg);
+            break;
+        case 'e':
+            load->seed = number_parse(optarg);
+            break;
         case 'p':
             load->server_pid = (long)number_parse(optarg);
             break;
@@ -422,13 +503,18 @@ main(int argc, char **argv)
                         .connections = 1,
                         .seconds = 5,
                         .requests_max = UINT64_MAX,
+                        .seed = 1,
                         .random = true};
-    struct state s = {.load = &load, .random = 1};
+    static struct state s;
     double begun, elapsed, self, server;
 
     options_parse(&load, argc, argv);
+    s.load = &load;
+    s.random = load.seed;
     for (unsigned i = 0; i < load.connections; i++) {
-        s.blocks = connection_open(&s.connections[i], &load) / load.block_bytes;
+        const uint64_t size = connection_open(&s.connections[i], &load);
+
+        s.blocks = (load.span_bytes ? min_u64(load.span_bytes, size) : size) / load.block_bytes;
         if (s.blocks == 0)
             fail("the export is smaller than a block");
         s.connections[i].position = s.blocks / load.connections * i;
@@ -444,10 +530,13 @@ main(int argc, char **argv)
     (void)printf("{\"op\": \"%s%s\", \"block_bytes\": %" PRIu32
                  ", \"depth\": %u, \"connections\": %u, \"requests\": %" PRIu64
                  ", \"seconds\": %.3f, \"requests_per_s\": %.0f, \"bytes_per_s\": %.0f, "
+                 "\"p50_us\": %.2f, \"p99_us\": %.2f, \"p999_us\": %.2f, "
                  "\"client_cpu_us_per_request\": %.3f",
                  load.random ? "rand" : "", load.write ? "write" : "read", load.block_bytes,
                  load.depth, load.connections, s.done, elapsed, (double)s.done / elapsed,
-                 (double)s.done * load.block_bytes / elapsed, self * 1e6 / (double)s.done);
+                 (double)s.done * load.block_bytes / elapsed, histogram_quantile(&s, 500),
+                 histogram_quantile(&s, 990), histogram_quantile(&s, 999),
+                 self * 1e6 / (double)s.done);
     if (load.server_pid)
         (void)printf(", \"server_cpu_us_per_request\": %.3f", server * 1e6 / (double)s.done);
     (void)printf("}\n");
@@ -455,6 +544,8 @@ main(int argc, char **argv)
         (void)close(s.connections[i].fd);
         free(s.connections[i].output);
         free(s.connections[i].input);
+        free(s.connections[i].idle);
+        free(s.connections[i].sent_ns);
     }
     return 0;
 }
