@@ -24,10 +24,12 @@ PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 export PATH
 logs=build/logs
 kill_rounds=250       # of ./do soak; some 5 minutes
+postgres_kills=5      # two minutes
 results=$logs/results # one line a result: status, name, remark; tab-separated
 
 packages_build='gcc libc6-dev meson ninja-build pkgconf libisal-dev liburing-dev libboost-context-dev libjansson-dev libblkid-dev uuid-dev'
 packages_test='libcmocka-dev libnbd-bin python3-libnbd python3 qemu-utils fio e2fsprogs fuse3 mount mdadm xz-utils'
+packages_postgres='postgresql'
 packages_check='clang clang-format-14 valgrind shellcheck mandoc binutils'
 packages_kernel='qemu-system-x86 mdadm busybox-static'
 packages_bench='nbdkit gnuplot-nox python3 mount'
@@ -94,6 +96,19 @@ packages_install()
     tail -n 15 "$logs/apt.log" >&2
     say "do: apt-get could not install: $missing(log: $logs/apt.log)" >&2
     return 1
+}
+
+# PostgreSQL's server, for the tests that want one; without it they are skipped. Its package would make and start a
+# database of its own on this machine: it is told not to, for as long as it takes.
+packages_install_postgres()
+{
+    [ -n "$(packages_missing $packages_postgres)" ] || return 0
+    postgres_conf=/etc/postgresql-common/createcluster.conf
+    packages_install postgresql-common || return 0
+    as_root cp -p "$postgres_conf" "$postgres_conf.before" || return 0
+    say 'create_main_cluster = false' | as_root tee -a "$postgres_conf" >/dev/null
+    packages_install $packages_postgres || say 'do: going on without PostgreSQL' >&2
+    as_root mv "$postgres_conf.before" "$postgres_conf"
 }
 
 need()
@@ -277,6 +292,7 @@ check_assertions()
 verb_check()
 {
     need $packages_build $packages_test $packages_check
+    packages_install_postgres
     results_begin
     step 'build plain' build_tree build/plain --buildtype=release
     step 'build gcc -Werror' build_tree build/test --werror -Dtests=true
@@ -408,7 +424,8 @@ verb_fuzz()
 verb_soak()
 {
     seconds=$(seconds_or "${1-}" 3600)
-    need $packages_build libcmocka-dev python3 python3-libnbd
+    need $packages_build libcmocka-dev python3 python3-libnbd libnbd-bin fuse3 mount e2fsprogs
+    packages_install_postgres
     results_begin
     step 'build gcc -Werror' build_tree build/test --werror -Dtests=true
     step 'build sanitizers' build_sanitize
@@ -419,6 +436,8 @@ verb_soak()
     seed=$(date +%s)
     step "$kill_rounds rounds of SIGKILL, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
         PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_kill.py "$kill_rounds" "$seed"
+    step "$postgres_kills kills under PostgreSQL, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
+        PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_postgres.py "$postgres_kills" "$seed"
     end=$(($(date +%s) + seconds))
     while [ "$(date +%s)" -lt "$end" ]; do
         build/sanitize/tests/sim/sim --seed "$seed" --histories 400 >"$logs/soak.sanitize.log" 2>&1 &
