@@ -250,6 +250,11 @@ class Server:
             print("# the server's messages:", *told.splitlines(), sep="\n#   ")
 
 
+def journal_mode(server, mode):
+    """Switch it through the control socket; the completed command."""
+    return stripelog("journal-mode", server.control, mode)
+
+
 def resync_wait(member, metadata="1.2", timeout=120):
     """Until the superblock says that parity is right and the array is clean."""
     deadline = time.monotonic() + timeout

@@ -32,6 +32,7 @@ class Piece:
     def __init__(self, data, start, issued):
         self.data, self.start, self.issued = data, start, issued
         self.acked = None
+        self.durable = False  # acknowledged, and FUA, or before a FLUSH was sent that completed
         self.is_trim = False
 
     def applied(self, before):
@@ -50,8 +51,8 @@ class Model:
     def add(self, block, piece):
         self.sent.setdefault(block, []).append(piece)
 
-    def allowed(self, block):
-        """The contents that the block may have now.
+    def allowed(self, block, counts=lambda piece: piece.acked):
+        """The contents that the block may have now, if the requests that count must not be lost.
 
         Requests for parts of a block are sent one after the other. Whole blocks
         are also sent while others are under way: then one that was acknowledged
@@ -62,9 +63,9 @@ class Model:
             states = self.settled[block]
             for piece in pieces:
                 after = piece.applied(states)
-                states = after if piece.acked else states | after
+                states = after if counts(piece) else states | after
             return states
-        newest = max((piece.issued for piece in pieces if piece.acked), default=None)
+        newest = max((piece.issued for piece in pieces if counts(piece)), default=None)
         states = set() if newest else set(self.settled[block])
         return states.union(piece.data for piece in pieces if not (newest and piece.acked and piece.acked < newest))
 
@@ -74,8 +75,15 @@ class Model:
             if block not in self.sent and got in settled:
                 continue
             if got not in self.allowed(block):
-                raise Failed(f"{what}: block {block} holds {described(got)}, and may hold "
+                raise Failed(f"{what}: {self.broken(block, got)}: block {block} holds {described(got)}, and may hold "
                              + ", ".join(described(state) for state in self.allowed(block)))
+
+    def broken(self, block, got):
+        if got in self.allowed(block, lambda piece: piece.durable):
+            return "an acknowledged write is lost"
+        if got in self.allowed(block, lambda piece: False):
+            return "a durable write is lost"
+        return "nobody wrote this"
 
     def settle(self, content):
         self.__init__(content)
@@ -95,20 +103,26 @@ def described(content):
 # --- the load ---
 
 
-def kill_later(server, load, seconds):
+def kill_later(server, load, seconds, stop_seconds):
     """After so long, or on a slow machine when something has been acknowledged."""
     deadline = time.monotonic() + 30
     time.sleep(seconds)
     while load.acked == 0 and time.monotonic() < deadline:
         time.sleep(0.005)
+    if stop_seconds is not None:
+        server.process.terminate()
+        time.sleep(stop_seconds)
     server.process.kill()
 
 
-def load_and_kill(server, model, rng, seconds, **options):
-    """Load on a running server, which is killed in the middle of it; returns the load, with its counts."""
+def load_and_kill(server, model, rng, seconds, stop_seconds=None, **options):
+    """Load on a running server, which is killed in the middle of it, or while it stops, so long after it was told to.
+
+    Returns the load, with its counts.
+    """
     try:
         load = Load(server, model, rng, **options)
-        threading.Thread(target=kill_later, args=(server, load, seconds), daemon=True).start()
+        threading.Thread(target=kill_later, args=(server, load, seconds, stop_seconds), daemon=True).start()
         load.run()
     finally:
         server.kill()
@@ -132,7 +146,8 @@ class Load:
         self.busy = set()  # blocks of the second half with a request under way
         self.moment = 0    # counts what is sent and what is acknowledged, in order
         self.flying = [{} for _ in self.handles]
-        self.acked = self.sent = 0
+        self.answered = []  # pieces that were acknowledged and are not known to be durable
+        self.acked = self.sent = self.durable = 0
 
     def run(self):
         alive = set(range(len(self.handles)))
@@ -164,10 +179,27 @@ class Load:
             if done:
                 self.moment += 1
                 self.acked += 1
-                pieces, _buffer = flying.pop(cookie)
+                pieces, what = flying.pop(cookie)
+                if what[0] == "flush":
+                    self.flushed(sent=what[1])
                 for block, piece in pieces:
                     piece.acked = self.moment
+                    piece.durable = what[0] == "fua"
                     self.busy.discard(block)
+                    if piece.durable:
+                        self.durable += 1
+                    else:
+                        self.answered.append(piece)
+
+    def flushed(self, sent):
+        """A FLUSH has completed: whatever was acknowledged before it was sent is durable, on any connection."""
+        waiting = []
+        for piece in self.answered:
+            piece.durable = piece.acked < sent
+            self.durable += piece.durable
+            if not piece.durable:
+                waiting.append(piece)
+        self.answered = waiting
 
     def send(self, i):
         handle, rng = self.handles[i], self.rng
@@ -177,7 +209,7 @@ class Load:
         fua = self.nbd.CMD_FLAG_FUA if rng.random() < 0.1 else 0
         kind = rng.random()
         if kind < 0.02:
-            self.flying[i][handle.aio_flush()] = ([], None)
+            self.flying[i][handle.aio_flush()] = ([], ("flush", self.moment))
         elif kind < 0.6:
             # The first half: whole blocks, one or many, over each other.
             count = rng.choice([1, 1, 1, 1, 2, 3, 8] + [rng.randint(1, self.blocks_max)] * (1 + self.blocks_max // 80))
@@ -207,11 +239,12 @@ class Load:
         buffer = self.nbd.Buffer.from_bytearray(data)
         for block, piece in pieces:
             self.model.add(block, piece)
-        self.flying[i][self.handles[i].aio_pwrite(buffer, offset, flags=flags)] = (pieces, buffer)
+        self.flying[i][self.handles[i].aio_pwrite(buffer, offset, flags=flags)] = (
+            pieces, ("fua" if flags else "write", buffer))
 
     def submit_clear(self, i, pieces, offset, length, trim):
         for block, piece in pieces:
             piece.data, piece.is_trim = bytes(len(piece.data)), trim
             self.model.add(block, piece)
         send = self.handles[i].aio_trim if trim else self.handles[i].aio_zero
-        self.flying[i][send(length, offset)] = (pieces, None)
+        self.flying[i][send(length, offset)] = (pieces, ("write", None))

@@ -16,40 +16,53 @@ moment the server is killed. Then
 
 The log is as small as `create` allows, so that it wraps around in most rounds.
 
-    test_kill.py [ROUNDS [SEED]]
+Then the same with a write-back cache. SIGKILL takes nothing from the files, so
+everything that was acknowledged must be there, not only what FLUSH or FUA made
+durable; a failure says which of the two was lost. Here the kill comes while
+reclaim runs, for the log is always full; now and then while the mode is being
+switched, or while the server stops; the server that takes the array up again
+does so in either mode, and often only to be killed as well, under the next load.
+One array has a log that is larger than the pages of the smallest cache.
+
+    test_kill.py [ROUNDS [SEED]] [CASE]
 
 What a failure leaves is named in its message: the images as the kill left them.
 """
 
+import contextlib
 import itertools
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 
-from harness import (MIB, Failed, Server, Skip, create, expect, images_make, main, nbd_read_all, resync_wait, rng_for,
-                     stripelog, superblock_field)
+from harness import (MIB, Failed, Server, Skip, create, expect, images_make, journal_mode, main, nbd_read_all,
+                     resync_wait, rng_for, stripelog, superblock_field)
 from load import BLOCK, Model, Piece, described, load_and_kill, whole
 
 MEMBER_BYTES = 5 * MIB
 JOURNAL_BYTES = 5 * MIB  # with the superblock's megabyte off: 4 MiB of log, the least there is
 MEMORY = "--memory=64M"
 SAMPLE = 15
+SAMPLE_CACHED = 10
 
 
 class Array:
     """Its images and what it must hold; `lost` members are missing all the time."""
 
-    def __init__(self, work, name, level, count, lost=(), chunk=64, layout=None, metadata="1.2", resync=False):
+    def __init__(self, work, name, level, count, lost=(), chunk=64, layout=None, metadata="1.2", resync=False,
+                 member_bytes=MEMBER_BYTES, journal_bytes=JOURNAL_BYTES):
         self.name, self.level, self.count, self.lost, self.resync = name, level, count, lost, resync
         self.parities = 2 if level == 6 else 1
         self.rng = rng_for(name)
         folder = os.path.join(work, name)
         os.mkdir(folder)
-        self.members = images_make(folder, count, MEMBER_BYTES, "m", self.rng if resync else None)
-        self.journal = images_make(folder, 1, JOURNAL_BYTES, "journal")[0]
+        self.members = images_make(folder, count, member_bytes, "m", self.rng if resync else None)
+        self.journal = images_make(folder, 1, journal_bytes, "journal")[0]
         create(self.members, f"--write-journal={self.journal}", *([] if resync else ["--assume-clean"]),
                *(["--force"] if resync else []), level=level, chunk=chunk, layout=layout, metadata=metadata)
         self.data_offset = 512 * superblock_field(self.members[0], 128, "<Q", metadata)
@@ -59,7 +72,8 @@ class Array:
         with Server(self.given(), "--readonly", MEMORY) as server:
             self.model = Model(server.read_all())
         self.version = 0
-        self.totals = {"rounds": 0, "acknowledged": 0, "killed recoveries": 0, "left out": 0}
+        self.totals = dict.fromkeys(("rounds", "requests acknowledged", "blocks flushed", "killed recoveries",
+                                     "left out"), 0)
 
     def files(self):
         return [path for role, path in enumerate(self.members) if role not in self.lost] + [self.journal]
@@ -98,35 +112,52 @@ class Array:
                          f"the images as the kill left them: {saved}/killed") from problem
         shutil.rmtree(kept)
 
+    def mode(self, rng):
+        """Options of a server that writes to it."""
+        return [MEMORY]
+
     def crash(self, rng):
+        self.load_and_kill(rng, Server(self.given(), *self.mode(rng)))
+
+    def load_and_kill(self, rng, server, **options):
         seconds = rng.choice([0.05, 0.2, 0.4, 0.7]) * rng.uniform(0.8, 1.2)
-        load = load_and_kill(Server(self.given(), MEMORY), self.model, rng, seconds, version=self.version)
+        load = load_and_kill(server, self.model, rng, seconds, version=self.version, **options)
         self.version = load.version
-        self.totals["acknowledged"] += load.acked
+        self.totals["requests acknowledged"] += load.acked
+        self.totals["blocks flushed"] += load.durable
 
     def judge(self, work, rng, kept, thorough):
         shown = self.shown((), kept)
         self.model.expect(shown, "as the kill left it")
         without = self.losses(rng)
         self.same(self.shown(without, kept), shown, f"as the kill left it, without members {without}")
+        self.judge_copy(work, rng, shown)
+        while rng.random() < 0.4:
+            server = Server(self.given(), *self.mode(rng), wait=False)
+            time.sleep(rng.uniform(0.0, 0.15))
+            server.kill()
+            server.discard()
+            self.totals["killed recoveries"] += 1
+        self.go_on(rng, shown, thorough)
+        self.model.settle(shown)
 
-        # A copy, recovered without some.
+    def judge_copy(self, work, rng, shown):
+        """A copy, recovered without some members."""
         without = self.losses(rng)
         folder = os.path.join(work, "copy")
         self.copy(folder)
         ended = stripelog("recover", MEMORY, *self.given(without, folder))
         expect(ended.returncode == 0, f"recover: {ended.returncode}\n{ended.stderr}")
+        self.recovered(ended.stdout)
         self.same(self.shown(without, folder), shown, f"recovered without members {without}")
         shutil.rmtree(folder)
 
-        # The array itself.
-        while rng.random() < 0.4:
-            server = Server(self.given(), MEMORY, wait=False)
-            time.sleep(rng.uniform(0.0, 0.15))
-            server.kill()
-            server.discard()
-            self.totals["killed recoveries"] += 1
-        with Server(self.given(), MEMORY) as server:
+    def recovered(self, told):
+        """What `recover` said of the log."""
+
+    def go_on(self, rng, shown, thorough):
+        """The array itself is served, and stopped in order."""
+        with Server(self.given(), *self.mode(rng)) as server:
             self.same(nbd_read_all(server.connect()), shown, "recovered and served")
             if self.resync and rng.random() < 0.3:
                 resync_wait(self.members[0], self.metadata)
@@ -139,7 +170,6 @@ class Array:
                 self.same(self.shown(without, None), shown, f"recovered, then without members {without}")
                 self.totals["left out"] += 1
             self.expect_parity()
-        self.model.settle(shown)
 
     def shown(self, without, folder):
         with Server(self.given(without, folder), "--readonly", MEMORY) as server:
@@ -165,6 +195,76 @@ class Array:
         expect(total == 0, "parity does not agree with data")
 
 
+class CachedArray(Array):
+    """Served with a write-back cache, most of the time."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.totals |= dict.fromkeys(("data-only stripes", "switches of the mode", "stops cut off", "served without",
+                                      "crashes upon a crash"), 0)
+
+    def mode(self, rng):
+        return [MEMORY, "--journal-mode=" + ("write-back" if rng.random() < 0.8 else "write-through")]
+
+    def crash(self, rng):
+        server = Server(self.given(), *self.mode(rng))
+        kind = rng.random()
+        if kind < 0.2:
+            # The server says goodbye to its clients and writes out what is cached.
+            self.totals["stops cut off"] += 1
+            self.load_and_kill(rng, server, stop_seconds=rng.uniform(0.0, 0.1))
+        elif kind < 0.5:
+            with switching(server, rng.uniform(0.0, 0.1)) as count:
+                self.load_and_kill(rng, server)
+            self.totals["switches of the mode"] += count[0]
+        else:
+            self.load_and_kill(rng, server)
+
+    def recovered(self, told):
+        found = re.search(r"(\d+) data-only", told)
+        self.totals["data-only stripes"] += int(found.group(1)) if found else 0
+
+    def judge_copy(self, work, rng, shown):
+        super().judge_copy(work, rng, shown)
+        if rng.random() < 0.3:
+            # Another one, served without some: what was cached is written out first, or as soon as may be.
+            without = self.losses(rng)
+            folder = os.path.join(work, "copy")
+            self.copy(folder)
+            with Server(self.given(without, folder), *self.mode(rng)) as server:
+                self.same(nbd_read_all(server.connect()), shown, f"served without members {without}")
+            self.same(self.shown(without, folder), shown, f"served and stopped without members {without}")
+            shutil.rmtree(folder)
+            self.totals["served without"] += 1
+
+    def go_on(self, rng, shown, thorough):
+        if rng.random() < 0.4:
+            self.totals["crashes upon a crash"] += 1  # the next load finds the log as it is
+        else:
+            super().go_on(rng, shown, thorough)
+
+
+@contextlib.contextmanager
+def switching(server, pause):
+    """Inside, the mode is switched there and back, as long as the server lives. How often that was done: [count]."""
+    count = [0]
+    over = threading.Event()
+
+    def switch():
+        for mode in itertools.cycle(("write-through", "write-back")):
+            if over.wait(pause) or journal_mode(server, mode).returncode:
+                break
+            count[0] += 1
+
+    thread = threading.Thread(target=switch)
+    thread.start()
+    try:
+        yield count
+    finally:
+        over.set()
+        thread.join()
+
+
 def arrays(work):
     return [
         Array(work, "raid5", 5, 4),
@@ -177,7 +277,18 @@ def arrays(work):
     ]
 
 
-ROUNDS = SAMPLE
+def arrays_cached(work):
+    return [
+        CachedArray(work, "raid5", 5, 4),
+        CachedArray(work, "raid6", 6, 5, chunk=16),
+        CachedArray(work, "raid5-large", 5, 4, chunk=128, member_bytes=24 * MIB, journal_bytes=65 * MIB),
+        CachedArray(work, "raid5-degraded", 5, 4, lost=(1,)),
+        CachedArray(work, "raid5-resyncing", 5, 3, resync=True, metadata="1.0"),
+        CachedArray(work, "raid4", 4, 3, chunk=4),
+    ]
+
+
+ROUNDS = None
 SEED = 1
 
 
@@ -214,22 +325,45 @@ def the_judge_refuses_what_may_not_be(_work):
     expect(holds(part, first) and holds(part, two[:512] + first[512:]), "parts, one after the other")
     expect(not holds(part, blank) and not holds(part, two[:512] + blank[512:]), "the first part was lost")
 
+    model = Model(blank)
+    durable, acknowledged = piece(1, 1, 2), piece(2, 3, 4)
+    durable.durable = True
+    for each in (durable, acknowledged):
+        model.add(0, each)
+    expect("an acknowledged" in model.broken(0, one) and "a durable" in model.broken(0, blank)
+           and "nobody" in model.broken(0, torn), "what was lost")
 
-def no_acknowledged_write_is_lost_to_sigkill(work):
+
+def need_libnbd():
     try:
         import nbd  # pylint: disable=import-outside-toplevel,unused-import
     except ImportError:
         raise Skip("python3-libnbd is not installed") from None
-    start = time.monotonic()
+
+
+def no_acknowledged_write_is_lost_to_sigkill(work):
+    need_libnbd()
+    # The complete ones twice as often.
     everything = arrays(work)
-    for number in range(ROUNDS):
-        # The complete ones twice as often.
-        order = [0, 1, 2, 3, 0, 1, 4, 5, 6]
-        everything[order[number % len(order)]].round(work, SEED, thorough=ROUNDS > SAMPLE)
+    rounds(work, everything, [0, 1, 2, 3, 0, 1, 4, 5, 6], SAMPLE)
+
+
+def rounds(work, everything, order, sample):
+    start = time.monotonic()
+    count = ROUNDS or sample
+    for number in range(count):
+        everything[order[number % len(order)]].round(work, SEED, thorough=count > sample)
     for array in everything:
         print(f"# {array.name}: " + ", ".join(f"{count} {what}" for what, count in array.totals.items()))
-    print(f"# {ROUNDS} rounds in {time.monotonic() - start:.0f} s")
-    expect(ROUNDS < SAMPLE or any(array.totals["killed recoveries"] for array in everything), "no recovery was killed")
+    print(f"# {count} rounds in {time.monotonic() - start:.0f} s")
+    # What must have occurred: all of it, if there were enough rounds to wait for it.
+    for what in everything[0].totals:
+        expect(count < sample or any(array.totals[what] for array in everything), f"none: {what}")
+
+
+def no_acknowledged_write_is_lost_from_the_cache(work):
+    need_libnbd()
+    rounds(work, arrays_cached(work), [0, 1, 2, 0, 1, 5, 0, 3, 1, 4], SAMPLE_CACHED)
 
 
 if __name__ == "__main__":
@@ -237,4 +371,5 @@ if __name__ == "__main__":
         ROUNDS = int(sys.argv.pop(1))
     if len(sys.argv) > 1 and sys.argv[1].isdigit():
         SEED = int(sys.argv.pop(1))
-    main(the_judge_refuses_what_may_not_be, no_acknowledged_write_is_lost_to_sigkill)
+    main(the_judge_refuses_what_may_not_be, no_acknowledged_write_is_lost_to_sigkill,
+         no_acknowledged_write_is_lost_from_the_cache)
