@@ -4,7 +4,8 @@
 #
 # Makes a RAID-5 of four image files with a write journal, puts a file system with
 # real files on it, kills the server in the middle of writing, looks at what it left,
-# recovers the journal, loses a member, and compares every byte after each step.
+# recovers the journal, kills it again with the write-back cache full, loses a member,
+# and compares every byte after each step.
 # Every check that fails ends the demo with 1.
 set -eu
 
@@ -105,6 +106,27 @@ same()
     note "sha256 of the data: $now, unchanged"
 }
 
+# kill_under_load QUARTER: writes there, and no mercy.
+kill_under_load()
+{
+    python3 load.py "$uri" "$1" >load.out 2>&1 &
+    load=$!
+    sleep 1.5
+    kill -9 "$server"
+    wait "$server" 2>/dev/null || true
+    server=
+    wait "$load" || { cat load.out; fail 'the load failed by itself'; }
+    grep -q 'acknowledged' load.out || { cat load.out; fail 'the load did not run'; }
+    note "$(cat load.out)"
+}
+
+# verify QUARTER: what was acknowledged there.
+verify()
+{
+    python3 load.py "$uri" "$1" verify >load.out || { cat load.out; fail 'acknowledged writes are gone'; }
+    note "$(cat load.out)"
+}
+
 printf 'stripelog demo, in %s\n' "$work"
 cd "$work"
 
@@ -144,26 +166,31 @@ note 'The first resync is done.'
 
 step 'kill -9 under load'
 cat >load.py <<'LOAD'
-# load.py URI: writes all over the second half of the array, 32 at a time, until the server is gone.
-# Remembers which were acknowledged. load.py URI verify: reads those back.
+# load.py URI QUARTER: writes all over a quarter of the array, 32 at a time, until the server is gone; a FLUSH after
+# every 500. Remembers which were acknowledged. load.py URI QUARTER verify: reads those back.
 import json, random, sys, nbd
+
+quarter = int(sys.argv[2])
+memory = f"acknowledged-{quarter}"
 
 def data(slot):
     return random.Random(slot).randbytes(4096 * (1 + slot % 4))
 
 handle = nbd.NBD()
 handle.connect_uri(sys.argv[1])
-half = handle.get_size() // 2
-if sys.argv[2:] == ["verify"]:
-    acknowledged = json.load(open("acknowledged"))
-    wrong = sum(handle.pread(len(data(slot)), half + 16384 * slot) != data(slot) for slot in acknowledged)
+length = handle.get_size() // 4
+if sys.argv[3:] == ["verify"]:
+    acknowledged = json.load(open(memory))
+    wrong = sum(handle.pread(len(data(slot)), 16384 * slot) != data(slot) for slot in acknowledged)
     print(f"{len(acknowledged)} acknowledged writes read back, {wrong} wrong")
     sys.exit(wrong > 0 or not acknowledged)
 
-slots = list(range(half // 16384))
+slots = list(range(quarter * length // 16384 + 1, (quarter + 1) * length // 16384))
 random.shuffle(slots)
 sent = {}
 acknowledged = []
+flush = None     # under way: its number, and how many writes had been acknowledged
+flushed = 0
 
 def reap():
     for cookie in [cookie for cookie in sent if handle.aio_command_completed(cookie)]:
@@ -174,22 +201,18 @@ try:
         while slots and len(sent) < 32:
             slot = slots.pop()
             buffer = nbd.Buffer.from_bytearray(bytearray(data(slot)))
-            sent[handle.aio_pwrite(buffer, half + 16384 * slot)] = slot
+            sent[handle.aio_pwrite(buffer, 16384 * slot)] = slot
+        if not flush and len(acknowledged) >= flushed + 500:
+            flush = (handle.aio_flush(), len(acknowledged))
         handle.poll(-1)
         reap()
+        if flush and handle.aio_command_completed(flush[0]):
+            flushed, flush = flush[1], None
 except nbd.Error:
-    print(f"{len(acknowledged)} writes acknowledged, {len(sent)} under way when the server died")
-    json.dump(acknowledged, open("acknowledged", "w"))
+    print(f"{len(acknowledged)} writes acknowledged, {flushed} of them flushed, {len(sent)} under way when the server died")
+    json.dump(acknowledged, open(memory, "w"))
 LOAD
-python3 load.py "$uri" >load.out 2>&1 &
-load=$!
-sleep 1.5
-kill -9 "$server"
-wait "$server" 2>/dev/null || true
-server=
-wait "$load" || { cat load.out; fail 'the load failed by itself'; }
-grep -q 'acknowledged' load.out || { cat load.out; fail 'the load did not run'; }
-note "$(cat load.out)"
+kill_under_load 2
 
 step 'What the crash left, looked at without writing to it'
 printf '   $ stripelog recover --dry-run m0 m1 m2 m3 journal\n'
@@ -215,12 +238,28 @@ grep -q "^$replayed data-parity stripes replayed" out || fail 'the recovery did 
 note 'No resync is needed: parity agrees with data wherever the crash came.'
 serve m0 m1 m2 m3 journal
 same
-python3 load.py "$uri" verify >load.out || { cat load.out; fail 'acknowledged writes are gone'; }
-note "$(cat load.out)"
+verify 2
 whole_sum=$(nbdcopy "$uri" - | sum)
 [ "$whole_sum" = "$rescued_sum" ] || fail 'recovered, the array is not what was rescued without a member'
 stop
 note 'Stopped in order. All of the array reads as it was rescued without m2.'
+
+step 'The same with the write-back cache'
+serve --journal-mode=write-back m0 m1 m2 m3 journal
+kill_under_load 3
+printf '   $ stripelog recover --dry-run m0 m1 m2 m3 journal\n'
+"$program" recover --dry-run m0 m1 m2 m3 journal >out 2>messages || fail 'the journal cannot be read'
+sed 's/^/     /' out
+cached=$(sed -n 's/.* \([0-9]*\) data-only stripes.*/\1/p' out)
+[ "${cached:-0}" -gt 0 ] || fail 'the journal holds nothing that was only cached'
+serve --journal-mode=write-back m0 m1 m2 m3 journal
+note 'What was cached is cached again.'
+verify 3
+verify 2
+same
+whole_sum=$(nbdcopy "$uri" - | sum)
+stop
+note 'Stopped in order: all of it is on the members, with its parity.'
 
 step 'Lose a member'
 printf '   $ rm m2\n'
@@ -231,8 +270,8 @@ same
 degraded_sum=$(nbdcopy "$uri" - | sum)
 [ "$degraded_sum" = "$whole_sum" ] || fail 'what the load wrote reads differently without the member'
 note 'All of the array reads as it did with four members.'
-python3 load.py "$uri" verify >load.out || { cat load.out; fail 'acknowledged writes are gone'; }
-note "$(cat load.out)"
+verify 2
+verify 3
 nbdcopy "$uri" - | head -c "$image_bytes" >copy
 e2fsck -fn copy >fsck.out 2>&1 || { cat fsck.out; fail 'the file system is damaged'; }
 note "e2fsck: $(tail -n 1 fsck.out)"
@@ -245,5 +284,6 @@ made and served without a kernel driver. SIGKILL in the middle of writing cost n
 that had been acknowledged: $replayed stripes were finished from the journal, no resync
 was needed, and the write hole is closed. What the crash left could be read and rescued
 without writing to it. And with a quarter of the disks gone all $files files are there,
-byte for byte, and every acknowledged write.
+byte for byte, and every acknowledged write: also those that a write-back cache held
+when it was killed, $cached stripes that were on the journal alone.
 SUMMARY
