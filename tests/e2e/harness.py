@@ -163,6 +163,17 @@ def create(members, *options, level=5, chunk=64, layout=None, metadata="1.2"):
     return made
 
 
+def create_cached(work, count, size, *options, log_bytes=4 * MIB, **geometry):
+    """An array with a journal, to be served in write-back: its devices, the journal last."""
+    members = images_make(work, count, size)
+    journal = images_make(work, 1, MIB + log_bytes, "journal")
+    create(members, f"--write-journal={journal[0]}", "--assume-clean", *options, **geometry)
+    return members + journal
+
+
+WRITE_BACK = ("--journal-mode=write-back", "--memory=64M")
+
+
 class Server:
     """A running `stripelog serve`; leaving the block stops it in order and expects exit status 0."""
 

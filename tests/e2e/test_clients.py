@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 
-from harness import (MIB, Server, create, digest, expect, expect_content, images_make, main, need_program, rng_for,
-                     stripelog, writes_random)
+from harness import (MIB, WRITE_BACK, Server, create, create_cached, digest, expect, expect_content, images_make, main,
+                     need_program, rng_for, stripelog, writes_random)
 
 
 def run(*command, timeout=120, stdin=None):
@@ -81,9 +81,31 @@ def nbdcopy_there_and_back_at_every_level(work):
             expect(digest(back) == digest(image), f"raid{level}: another content without {lost}")
 
 
+def nbdcopy_there_and_back_through_the_cache(work):
+    need_program("nbdcopy")
+    paths = create_cached(work, 5, 16 * MIB, level=6)
+    back = os.path.join(work, "back")
+    with Server(paths, *WRITE_BACK) as server:
+        image = image_new(work, int(run("nbdinfo", "--size", server.uri)))
+        run("nbdcopy", "--flush", "--request-size=4096", "--requests=32", image, server.uri)
+        run("nbdcopy", "--connections=4", server.uri, back)
+        expect(digest(back) == digest(image), "another content")
+    with Server(paths[2:], *WRITE_BACK) as server:
+        run("nbdcopy", server.uri, back)
+        expect(digest(back) == digest(image), "another content without two members")
+
+
 def nbdsh_small_unaligned_requests(work):
+    small_unaligned_requests(array_new(work))
+
+
+def nbdsh_small_unaligned_requests_to_the_cache(work):
+    small_unaligned_requests(create_cached(work, 4, 16 * MIB), *WRITE_BACK)
+
+
+def small_unaligned_requests(paths, *options):
     rng = rng_for("nbdsh")
-    with Server(array_new(work)) as server:
+    with Server(paths, *options) as server:
         handle = server.connect()
         model = bytearray(handle.get_size())
         writes_random(handle, model, rng, 300, size_max=40000, unit=1)
@@ -97,9 +119,17 @@ def nbdsh_small_unaligned_requests(work):
 
 
 def nbdsh_zeroes_trim_and_flush(work):
+    zeroes_trim_and_flush(array_new(work))
+
+
+def nbdsh_zeroes_trim_and_flush_with_a_cache(work):
+    zeroes_trim_and_flush(create_cached(work, 4, 16 * MIB), *WRITE_BACK)
+
+
+def zeroes_trim_and_flush(paths, *options):
     import nbd  # pylint: disable=import-outside-toplevel
     rng = rng_for("zeroes")
-    with Server(array_new(work)) as server:
+    with Server(paths, *options) as server:
         handle = server.connect()
         model = bytearray(rng.randbytes(handle.get_size()))
         for offset in range(0, len(model), 4 * MIB):
@@ -130,7 +160,6 @@ def nbdsh_zeroes_trim_and_flush(work):
         handle.shutdown()
         model = got
     # Parity stayed true: the same without each member.
-    paths = [os.path.join(work, f"m{i}") for i in range(4)]
     for lost in range(4):
         with Server([path for i, path in enumerate(paths) if i != lost], "--readonly") as server:
             expect_content(server.read_all(), model, f"without member {lost}")
@@ -228,6 +257,8 @@ def examine_agrees_after_all_that(work):
 
 if __name__ == "__main__":
     main(nbdinfo_sees_the_export, nbdinfo_finds_the_export_by_the_arrays_name, nbdcopy_there_and_back_at_every_level,
-         nbdsh_small_unaligned_requests, nbdsh_zeroes_trim_and_flush, fast_zero_is_fast_or_refused,
+         nbdcopy_there_and_back_through_the_cache, nbdsh_small_unaligned_requests,
+         nbdsh_small_unaligned_requests_to_the_cache, nbdsh_zeroes_trim_and_flush,
+         nbdsh_zeroes_trim_and_flush_with_a_cache, fast_zero_is_fast_or_refused,
          many_connections_see_each_others_writes, qemu_img_converts_and_compares, qemu_img_bench_reads_and_writes,
          qemu_io_patterns_with_fua_discard_and_zeroes, examine_agrees_after_all_that)

@@ -5,7 +5,7 @@
 import filecmp
 import os
 
-from harness import MIB, Server, create, expect, images_make, main
+from harness import MIB, WRITE_BACK, Server, create, create_cached, expect, images_make, main
 from mounted import LoopDevice, mount, need_mounts, run
 
 ENOUGH_BYTES = 60 * MIB
@@ -33,12 +33,20 @@ def real_files(target):
 
 
 def ext4_with_real_files_is_clean_complete_and_degraded(work):
-    need_mounts()
     paths = images_make(work, 4, 64 * MIB)
     create(paths, "--assume-clean", level=5, chunk=64)
+    complete_and_degraded(work, paths)
+
+
+def ext4_with_real_files_is_clean_in_the_write_back_cache(work):
+    complete_and_degraded(work, create_cached(work, 4, 64 * MIB, level=5, chunk=64), *WRITE_BACK)
+
+
+def complete_and_degraded(work, paths, *options):
+    need_mounts()
     mountpoint = os.path.join(work, "mnt")
     os.mkdir(mountpoint)
-    with Server(paths) as server, LoopDevice(server, work) as loop:
+    with Server(paths, *options) as server, LoopDevice(server, work) as loop:
         run("mkfs.ext4", "-q", loop)
         mount(loop, mountpoint)
         try:
@@ -49,7 +57,7 @@ def ext4_with_real_files_is_clean_complete_and_degraded(work):
         finally:
             run("umount", mountpoint)
         run("e2fsck", "-fn", loop)
-    with Server(paths[1:]) as server, LoopDevice(server, work) as loop:
+    with Server(paths[1:], *options) as server, LoopDevice(server, work) as loop:
         run("e2fsck", "-fn", loop)
         mount(loop, mountpoint)
         try:
@@ -63,4 +71,4 @@ def ext4_with_real_files_is_clean_complete_and_degraded(work):
 
 
 if __name__ == "__main__":
-    main(ext4_with_real_files_is_clean_complete_and_degraded)
+    main(ext4_with_real_files_is_clean_complete_and_degraded, ext4_with_real_files_is_clean_in_the_write_back_cache)
