@@ -23,8 +23,8 @@ unset CDPATH
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 export PATH
 logs=build/logs
-kill_rounds=250       # of ./do soak; some 5 minutes
-postgres_kills=5      # two minutes
+kill_rounds=250       # of ./do soak, in either mode; some 10 minutes
+postgres_kills=5      # a minute
 results=$logs/results # one line a result: status, name, remark; tab-separated
 
 packages_build='gcc libc6-dev meson ninja-build pkgconf libisal-dev liburing-dev libboost-context-dev libjansson-dev libblkid-dev uuid-dev'
@@ -434,7 +434,7 @@ verb_soak()
         return
     fi
     seed=$(date +%s)
-    step "$kill_rounds rounds of SIGKILL, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
+    step "$kill_rounds rounds of SIGKILL in either mode, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
         PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_kill.py "$kill_rounds" "$seed"
     step "$postgres_kills kills under PostgreSQL, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
         PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_postgres.py "$postgres_kills" "$seed"
@@ -486,7 +486,7 @@ usage: ./do VERB [ARGUMENT]
   check             every check and test that needs no virtual machine
   check-kernel      the tests against the real Linux md driver, in a virtual machine
   bench [ARG...]    measure, as ratios against other programs; a table and a plot
-  soak [SECONDS]    the server killed 250 times, then the simulator, seed after seed (3600)
+  soak [SECONDS]    the server killed 500 times, then the simulator, seed after seed (3600)
   fuzz [SECONDS]    every fuzz target for so long (600)
   build             build/plain/stripelog, a release build
   format            clang-format over all C files

@@ -167,7 +167,7 @@ class Writer(threading.Thread):
             getattr(self.pq, name).argtypes = [ctypes.c_void_p]
         self.pq.PQexec.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         self.connection = self.pq.PQconnectdb(
-            f"host={database.beside} user={USER} dbname=postgres options='-c client_min_messages=fatal'".encode())
+            f"host={database.beside} user={USER} dbname=postgres options='-c client_min_messages=error'".encode())
         expect(self.pq.PQstatus(self.connection) == 0, "no connection to PostgreSQL")
 
     def does(self, command, tag):
