@@ -6,17 +6,23 @@
  * cannot do is learned without touching it: from sysfs for block devices, and for files at the
  * first use, whose EOPNOTSUPP clears the flag.
  *
+ * A durable write is one with RWF_DSYNC where that is known to hold for asynchronous direct writes
+ * too. A FUSE file system for one forgets it there, and says nothing: wherever it is not known, a
+ * flush follows the write.
+ *
  * F1. The descriptor that holds the claim is the one that does the I/O, and is never replaced: a
  *     refusal of O_DIRECT that shows only at the first read is answered by changing its flags.
  */
 #include "device/file.h"
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <linux/major.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -26,7 +32,8 @@
 struct file {
     struct device device;
     int fd;
-    bool zero_range; /* IO_ZERO by FALLOC_FL_ZERO_RANGE; else by punching */
+    bool dsync_holds; /* else a flush follows each durable write */
+    bool zero_range;  /* IO_ZERO by FALLOC_FL_ZERO_RANGE; else by punching */
     struct io *refused_first, **refused_end;
     struct turn_hook refuse;
 };
@@ -86,7 +93,7 @@ file_submit(struct device *device, struct io *io)
         break;
     case IO_WRITE:
         system->kind = LOOP_WRITEV;
-        system->rw_flags = io->fua ? RWF_DSYNC : 0;
+        system->rw_flags = io->fua && file->dsync_holds ? RWF_DSYNC : 0;
         break;
     case IO_FLUSH:
         system->kind = LOOP_FDATASYNC;
@@ -133,11 +140,15 @@ io_advance(struct io *io, uint64_t count)
 
 /* A transfer of result bytes or -errno; true when it goes on. */
 static bool
-transfer_done(struct io *io)
+transfer_done(struct file *file, struct io *io)
 {
     struct loop_io *const system = &io->system;
     const int result = system->result;
 
+    if (system->kind == LOOP_FDATASYNC) {
+        io->result = result;
+        return false;
+    }
     if (result == -EAGAIN && io->retries < RETRIES_MAX) {
         io->retries++;
         loop_io_submit(io->device->loop, system);
@@ -150,6 +161,11 @@ transfer_done(struct io *io)
         return true;
     }
     io->result = result > 0 ? 0 : result == 0 ? -EIO : result;
+    if (io->result == 0 && io->op == IO_WRITE && io->fua && !file->dsync_holds) {
+        system->kind = LOOP_FDATASYNC;
+        loop_io_submit(io->device->loop, system);
+        return true;
+    }
     return false;
 }
 
@@ -185,7 +201,7 @@ file_done(struct loop_io *system)
     switch (io->op) {
     case IO_READ:
     case IO_WRITE:
-        if (transfer_done(io))
+        if (transfer_done(file, io))
             return;
         break;
     case IO_FLUSH:
@@ -363,13 +379,35 @@ learn_block(struct file *file, const struct stat *status, struct error *error)
             device->write_zeroes && queue_number_is_positive(status->st_rdev, "discard_max_bytes");
     }
     file->zero_range = device->write_zeroes;
+    file->dsync_holds = true;
     return 0;
+}
+
+/* Of asynchronous direct writes with RWF_DSYNC to a file. */
+static bool
+dsync_holds(int fd)
+{
+    struct statfs system;
+
+    if (fstatfs(fd, &system) < 0)
+        return false;
+    switch ((unsigned long)system.f_type) {
+    case EXT4_SUPER_MAGIC:
+    case XFS_SUPER_MAGIC:
+    case BTRFS_SUPER_MAGIC:
+    case TMPFS_MAGIC: /* where nothing lasts anyway */
+        return true;
+    default:
+        return false;
+    }
 }
 
 static void
 learn_regular(struct file *file, const struct stat *status)
 {
     struct device *const device = &file->device;
+
+    file->dsync_holds = dsync_holds(file->fd);
     device->size_bytes = round_down((uint64_t)status->st_size, SECTOR_BYTES);
     device->logical_block_bytes = SECTOR_BYTES;
     device->volatile_cache = true;
