@@ -24,6 +24,7 @@ PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 export PATH
 logs=build/logs
 kill_rounds=250       # of ./do soak, in either mode; some 10 minutes
+power_cuts=60         # the same, some 8 minutes
 postgres_kills=5      # a minute
 results=$logs/results # one line a result: status, name, remark; tab-separated
 
@@ -436,6 +437,8 @@ verb_soak()
     seed=$(date +%s)
     step "$kill_rounds rounds of SIGKILL in either mode, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
         PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_kill.py "$kill_rounds" "$seed"
+    step "$power_cuts power cuts in either mode, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
+        PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_power_cut.py "$power_cuts" "$seed"
     step "$postgres_kills kills under PostgreSQL, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
         PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_postgres.py "$postgres_kills" "$seed"
     end=$(($(date +%s) + seconds))

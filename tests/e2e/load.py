@@ -69,14 +69,14 @@ class Model:
         states = set() if newest else set(self.settled[block])
         return states.union(piece.data for piece in pieces if not (newest and piece.acked and piece.acked < newest))
 
-    def expect(self, content, what):
+    def expect(self, content, what, counts=lambda piece: piece.acked):
         for block, settled in enumerate(self.settled):
             got = content[block * BLOCK:(block + 1) * BLOCK]
             if block not in self.sent and got in settled:
                 continue
-            if got not in self.allowed(block):
+            if got not in self.allowed(block, counts):
                 raise Failed(f"{what}: {self.broken(block, got)}: block {block} holds {described(got)}, and may hold "
-                             + ", ".join(described(state) for state in self.allowed(block)))
+                             + ", ".join(described(state) for state in self.allowed(block, counts)))
 
     def broken(self, block, got):
         if got in self.allowed(block, lambda piece: piece.durable):
@@ -103,26 +103,21 @@ def described(content):
 # --- the load ---
 
 
-def kill_later(server, load, seconds, stop_seconds):
+def kill_later(server, load, seconds, kill):
     """After so long, or on a slow machine when something has been acknowledged."""
     deadline = time.monotonic() + 30
     time.sleep(seconds)
     while load.acked == 0 and time.monotonic() < deadline:
         time.sleep(0.005)
-    if stop_seconds is not None:
-        server.process.terminate()
-        time.sleep(stop_seconds)
-    server.process.kill()
+    kill()
 
 
-def load_and_kill(server, model, rng, seconds, stop_seconds=None, **options):
-    """Load on a running server, which is killed in the middle of it, or while it stops, so long after it was told to.
-
-    Returns the load, with its counts.
-    """
+def load_and_kill(server, model, rng, seconds, kill=None, **options):
+    """Load on a running server, which is killed in the middle of it; returns the load, with its counts."""
     try:
         load = Load(server, model, rng, **options)
-        threading.Thread(target=kill_later, args=(server, load, seconds, stop_seconds), daemon=True).start()
+        threading.Thread(target=kill_later, args=(server, load, seconds, kill or server.process.kill),
+                         daemon=True).start()
         load.run()
     finally:
         server.kill()

@@ -212,7 +212,14 @@ class CachedArray(Array):
         if kind < 0.2:
             # The server says goodbye to its clients and writes out what is cached.
             self.totals["stops cut off"] += 1
-            self.load_and_kill(rng, server, stop_seconds=rng.uniform(0.0, 0.1))
+            pause = rng.uniform(0.0, 0.1)
+
+            def stop_and_kill():
+                server.process.terminate()
+                time.sleep(pause)
+                server.process.kill()
+
+            self.load_and_kill(rng, server, kill=stop_and_kill)
         elif kind < 0.5:
             with switching(server, rng.uniform(0.0, 0.1)) as count:
                 self.load_and_kill(rng, server)

@@ -1,0 +1,130 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The power is cut under load, and members and journal lose what was not flushed.
+
+What the simulator does to the engine, done to the whole program: real files,
+which belong to disks that keep what is written in a volatile cache (lossy.py).
+At some moment the server is killed, and a random part of each disk's cache is
+lost, sector by sector. Then
+
+ - in write-through every write that was acknowledged must be there, in
+   write-back every one that FUA or a FLUSH had made durable; nothing older,
+   nothing torn within a block, nothing that nobody wrote;
+ - it must read the same without a member, as the cut left it and recovered;
+ - a second cut, in the middle of the recovery, changes nothing.
+
+    test_power_cut.py [ROUNDS [SEED]]
+"""
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+
+from harness import (MIB, Failed, Server, Skip, create_cached, expect, main, nbd_read_all, need_program, stripelog)
+from load import Model, load_and_kill
+from lossy import PowerCut
+
+SAMPLE = 3
+ROUNDS = None
+SEED = 1
+MEMORY = "--memory=64M"
+
+
+class Array:
+    def __init__(self, work, name, level, count, **geometry):
+        self.work = os.path.join(work, name)
+        os.mkdir(self.work)
+        self.name, self.count = name, count
+        self.devices = create_cached(self.work, count, 5 * MIB, level=level, **geometry)
+        self.model = Model(self.content())
+        self.version = self.rounds = 0
+        self.totals = dict.fromkeys(("requests acknowledged", "blocks flushed", "blocks in lost caches", "second cuts"), 0)
+
+    def content(self, without=None, devices=None):
+        devices = [path for role, path in enumerate(devices or self.devices) if role != without]
+        with Server(devices, "--readonly", MEMORY) as server:
+            return nbd_read_all(server.connect())
+
+    def round(self, seed, mode):
+        self.rounds += 1
+        rng = random.Random(f"{seed} {self.name} {self.rounds}")
+        with PowerCut(self.devices, self.work, rng.random()) as power:
+            server = Server(power.paths, MEMORY, f"--journal-mode={mode}")
+            load = load_and_kill(server, self.model, rng, rng.uniform(0.2, 1.2), version=self.version, blocks_max=30,
+                                 kill=lambda: power.cut(server.process))
+        self.version = load.version
+        self.totals["requests acknowledged"] += load.acked
+        self.totals["blocks flushed"] += load.durable
+        self.totals["blocks in lost caches"] += power.lost
+        kept = tempfile.mkdtemp(prefix="stripelog-cut-")
+        for path in self.devices:
+            shutil.copy(path, kept)
+        try:
+            self.judge(rng, mode, kept)
+        except Exception as problem:
+            raise Failed(f"{self.name}, round {self.rounds}, seed {seed}, {mode}: {problem}\n"
+                         f"the images as the cut left them: {kept}") from problem
+        shutil.rmtree(kept)
+
+    def judge(self, rng, mode, kept):
+        shown = self.content()
+        durable = (lambda piece: piece.acked) if mode == "write-through" else (lambda piece: piece.durable)
+        self.model.expect(shown, "as the cut left it", durable)
+        without = rng.randrange(self.count)
+        expect(self.content(without) == shown, f"another content without member {without}")
+        while rng.random() < 0.5:
+            with PowerCut(self.devices, self.work, rng.random()) as power:
+                server = Server(power.paths, MEMORY, f"--journal-mode={mode}", wait=False)
+                time.sleep(rng.uniform(0.0, 0.4))
+                power.cut(server.process)
+                server.kill()
+                server.discard()
+            self.totals["second cuts"] += 1
+            expect(self.content() == shown, "another content after a cut in the recovery")
+        copies = [os.path.join(kept, os.path.basename(path)) for path in self.devices]
+        without = rng.randrange(self.count)
+        for devices in ([path for role, path in enumerate(copies) if role != without], self.devices):
+            ended = stripelog("recover", MEMORY, *devices)
+            expect(ended.returncode == 0, f"recover: {ended.returncode}\n{ended.stderr}")
+        expect(self.content(without, copies) == shown, f"another content, recovered without member {without}")
+        expect(self.content() == shown, "another content, recovered")
+        without = rng.randrange(self.count)
+        expect(self.content(without) == shown, f"another content, recovered, and then without member {without}")
+        self.model.settle(shown)
+
+
+def rounds(work, mode):
+    need_program("nbdfuse")
+    if not os.access("/dev/fuse", os.W_OK):
+        raise Skip("needs /dev/fuse")
+    try:
+        import nbd  # pylint: disable=import-outside-toplevel,unused-import
+    except ImportError:
+        raise Skip("python3-libnbd is not installed") from None
+    start = time.monotonic()
+    arrays = [Array(work, "raid5", 5, 4), Array(work, "raid6", 6, 5, chunk=16)]
+    count = ROUNDS or SAMPLE
+    for number in range(count):
+        arrays[number % len(arrays)].round(SEED, mode)
+    for array in arrays:
+        print(f"# {array.name}: " + ", ".join(f"{count} {what}" for what, count in array.totals.items()))
+    print(f"# {count} rounds in {time.monotonic() - start:.0f} s")
+
+
+def in_write_through_nothing_acknowledged_is_lost(work):
+    rounds(work, "write-through")
+
+
+def in_write_back_nothing_flushed_is_lost(work):
+    rounds(work, "write-back")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1].isdigit():
+        ROUNDS = int(sys.argv.pop(1))
+    if len(sys.argv) > 1 and sys.argv[1].isdigit():
+        SEED = int(sys.argv.pop(1))
+    main(in_write_through_nothing_acknowledged_is_lost, in_write_back_nothing_flushed_is_lost)
