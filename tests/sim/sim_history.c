@@ -930,7 +930,8 @@ check_mode_result(const struct history *history, enum journal_mode mode, int res
     bool fine;
 
     array_status(history->array, &status);
-    fine = result == 0 || (result == -EIO && (status.journal_failed || status.failed));
+    fine = result == 0 ||
+           (result == -EIO && (status.journal_failed || status.failed || history->errors_allowed));
     if (mode == JOURNAL_WRITE_BACK)
         fine = fine || (result == -EUCLEAN && status.degraded > 0) ||
                (result == -ENOTSUP && status.write_back.blocks_max == 0);
@@ -1032,6 +1033,10 @@ faulty_choose(struct history *history)
     }
     if (history->journaled && random_percent(random, history->mode->journal_loss_percent))
         history->faulty |= history->journal;
+    /* A journal may die, and take with it what only it has, only where no member fails too. */
+    if ((history->faulty & history->journal) && history->mode->cache_percent > 0 &&
+        random_percent(random, 60))
+        history->faulty = history->journal;
 }
 
 static void
@@ -1694,6 +1699,7 @@ power_cut(struct history *history)
     count_crash(history, moment);
     image_adopt(cluster, image);
     history->stopped_clean = false;
+    memset(history->lost, 0, sizeof history->lost); /* what is there now is seen */
 }
 
 /* What was made is what the judge finds in it. */

@@ -427,6 +427,7 @@ failed_journal_leaves_all_on_the_members(void **state)
     expect_parity(s);
     story_restart(s);
     s->force = FORCE_DROP_JOURNAL;
+    s->config.journal_mode = JOURNAL_WRITE_THROUGH;
     play(s, sees_eight);
     story_restart(s);
 }
@@ -498,6 +499,7 @@ dead_journal_costs_what_only_it_held(void **state)
     expect_parity(s);
     story_restart(s);
     s->force = FORCE_DROP_JOURNAL;
+    s->config.journal_mode = JOURNAL_WRITE_THROUGH;
     play(s, sees_many);
     story_restart(s);
 }
