@@ -296,6 +296,9 @@ const unsigned sim_modes_count = ARRAY_LEN(sim_modes);
 
 /* --- State of a history --------------------------------------------------------------------- */
 
+/* A block that was named as lost reads as an error, until somebody writes all of it. */
+enum lost { LOST_NOT, LOST_SURELY, LOST_PERHAPS };
+
 struct client {
     struct history *history;
     struct sim_random random;
@@ -349,7 +352,7 @@ struct history {
     uint8_t *memory;                       /* the main task's, MEMORY_BYTES */
     /* Blocks of the array that were named as lost with the journal. */
     unsigned lost_told;
-    uint8_t lost[SIM_MEMBERS_MAX * SIM_DISK_BYTES / BLOCK_BYTES];
+    uint8_t lost[SIM_MEMBERS_MAX * SIM_DISK_BYTES / BLOCK_BYTES]; /* enum lost */
 };
 
 static uint64_t
@@ -692,22 +695,23 @@ range_choose(const struct history *history, struct sim_random *random)
 }
 
 static bool
-range_lost(const struct history *history, struct range range)
+range_lost(const struct history *history, struct range range, bool surely)
 {
     for (uint64_t b = range.offset / BLOCK_BYTES; b * BLOCK_BYTES < range.offset + range.length;
          ++b)
-        if (history->lost[b])
+        if (history->lost[b] == LOST_SURELY || (!surely && history->lost[b] == LOST_PERHAPS))
             return true;
     return false;
 }
 
-/* Blocks that are written as a whole are not lost any more. */
+/* Lost blocks that lie in the range as a whole become this. */
 static void
-range_found(struct history *history, struct range range)
+range_mark(struct history *history, struct range range, enum lost mark)
 {
     for (uint64_t at = round_up(range.offset, BLOCK_BYTES);
          at + BLOCK_BYTES <= range.offset + range.length; at += BLOCK_BYTES)
-        history->lost[at / BLOCK_BYTES] = 0;
+        if (history->lost[at / BLOCK_BYTES] != LOST_NOT)
+            history->lost[at / BLOCK_BYTES] = (uint8_t)mark;
 }
 
 /* Nobody may wait until a timer happens to wake him. */
@@ -752,7 +756,7 @@ read_and_check(struct history *history, uint8_t *memory, struct range range, con
     range.length = round_up(range.offset % BLOCK_BYTES + range.length, BLOCK_BYTES);
     range.offset = round_down(range.offset, BLOCK_BYTES);
     range.length = min_u64(range.length, REQUEST_BYTES);
-    lost = range_lost(history, range);
+    lost = range_lost(history, range, true);
     memset(memory, 0xee, range.length);
     cluster_trace(history->cluster, "%s: read %llu + %llu", who, (unsigned long long)range.offset,
                   (unsigned long long)range.length);
@@ -761,10 +765,10 @@ read_and_check(struct history *history, uint8_t *memory, struct range range, con
     cluster_trace(history->cluster, "%s: read %llu + %llu: %d", who,
                   (unsigned long long)range.offset, (unsigned long long)range.length, result);
     check_time(history, begun_ns, "read", range);
-    if (result == 0 && lost && range_lost(history, range))
+    if (result == 0 && lost && range_lost(history, range, true))
         sim_fail("wrong data: %s reads %llu + %llu, of which some is named as lost", who,
                  (unsigned long long)range.offset, (unsigned long long)range.length);
-    if (result == -EIO && range_lost(history, range)) {
+    if (result == -EIO && range_lost(history, range, false)) {
         read_around_lost(history, memory, range, who);
         return;
     }
@@ -779,7 +783,7 @@ static task_fn void
 read_around_lost(struct history *history, uint8_t *memory, struct range range, const char *who)
 {
     for (uint64_t at = range.offset; at < range.offset + range.length; at += BLOCK_BYTES)
-        if (!history->lost[at / BLOCK_BYTES])
+        if (history->lost[at / BLOCK_BYTES] == LOST_NOT)
             read_and_check(history, memory, (struct range){at, BLOCK_BYTES}, who);
 }
 
@@ -861,6 +865,7 @@ change(struct client *client, enum model_kind kind)
                                                      : random_below(random, BLOCK_BYTES));
     const bool may_punch = random_percent(random, 60), fast_only = random_percent(random, 15);
     const struct mode_seen mode = mode_look(history);
+    const unsigned lost_told = history->lost_told;
     const uint64_t begun_ns = loop_now_ns(history->cluster->loop);
     uint64_t moved = 0;
     uint32_t number;
@@ -879,6 +884,7 @@ change(struct client *client, enum model_kind kind)
         moved = range.offset - before;
     }
     number = model_op_begin(history->model, &op, cluster_moment(history->cluster));
+    range_mark(history, range, LOST_PERHAPS);
     cluster_trace(history->cluster, "client %u: %s v%u %llu + %llu%s", client->number,
                   kind_names[kind], op.version, (unsigned long long)range.offset,
                   (unsigned long long)range.length, op.fua ? " fua" : "");
@@ -899,8 +905,8 @@ change(struct client *client, enum model_kind kind)
     cluster_trace(history->cluster, "client %u: %s v%u: %d", client->number, kind_names[kind],
                   op.version, result);
     check_time(history, begun_ns, kind_names[kind], range);
-    if (result == 0 && kind != MODEL_TRIM)
-        range_found(history, range);
+    if (result == 0 && kind != MODEL_TRIM && lost_told == history->lost_told)
+        range_mark(history, range, LOST_NOT);
     if (result != -ENOTSUP || !fast_only)
         check_result(history, result, kind_names[kind], range);
 }
@@ -1128,7 +1134,15 @@ data_lost(struct history *history, const struct array_event *event)
     if (length == 0 || offset % BLOCK_BYTES != 0 || length % BLOCK_BYTES != 0 ||
         offset + length > history->geometry.array_bytes)
         sim_fail("data is lost where there is none: %s", event->text);
-    memset(history->lost + offset / BLOCK_BYTES, 1, length / BLOCK_BYTES);
+    memset(history->lost + offset / BLOCK_BYTES, LOST_SURELY, length / BLOCK_BYTES);
+    /* Who is writing may have written there, or may do so yet. */
+    for (uint32_t i = 0; i < history->model->ops_count; ++i) {
+        const struct model_op *const op = &history->model->ops[i];
+
+        if (op->acknowledged == SIM_NEVER)
+            range_mark(history, (struct range){op->first * SECTOR_BYTES, op->count * SECTOR_BYTES},
+                       LOST_PERHAPS);
+    }
     history->lost_told += (unsigned)(length / BLOCK_BYTES);
     model_forget(history->model, offset / SECTOR_BYTES, length / SECTOR_BYTES);
     history->cluster->counts[COUNT_BLOCKS_LOST] += length / BLOCK_BYTES;
