@@ -69,7 +69,9 @@ oldest_wanted(struct write_back *wb)
 
     if (!possible(wb) || !cache_oldest_unchosen(wb->cache, &entry_block))
         return false;
+    /* Where the tail stands for ever, what others have set aside is all that can come free. */
     return !wb->filling || wb->draining > 0 || wb->idle || wb->rotten || wb->owed > 0 ||
+           (wb->holder.stuck && journal_space_wanted(wb->engine->journal) > 0) ||
            above(counts->blocks, counts->blocks_max, wb->config.tunables.high_percent) ||
            above(counts->stripes, counts->stripes_max, wb->config.tunables.high_percent) ||
            log_tight(wb, entry_block * BLOCK_BYTES);
@@ -218,6 +220,8 @@ void
 write_back_moved(struct write_back *wb)
 {
     wb->holder.stuck = cache_oldest_stuck(wb->cache);
+    if (wb->holder.stuck)
+        reclaimer_wake(wb);
     wait_queue_wake_all(wb->engine->loop, &wb->progress);
 }
 
