@@ -181,10 +181,12 @@ run_journal(const struct run *run)
     return run->engine->log_gone ? NULL : run->engine->journal;
 }
 
-/* Pieces that touch one of these stripes get the error. */
-static void
+/* Pieces that touch one of these stripes get the error. True if one had none before. */
+static bool
 pieces_fail(struct run *run, uint64_t stripes, int error, bool (*concerned)(const struct piece *))
 {
+    bool any = false;
+
     for (struct piece *piece = run->pieces.first; stripes != 0 && piece != NULL;
          piece = piece->next) {
         struct slice slice;
@@ -192,9 +194,12 @@ pieces_fail(struct run *run, uint64_t stripes, int error, bool (*concerned)(cons
         if (!concerned(piece))
             continue;
         for (uint64_t at = 0; piece_slice(run, piece, &at, &slice);)
-            if (slice_stripes(&slice) & stripes)
+            if (slice_stripes(&slice) & stripes) {
+                any = any || piece->result == 0;
                 piece->result = error;
+            }
     }
+    return any;
 }
 
 /* --- What can be read and written ------------------------------------------------------------ */
@@ -821,7 +826,7 @@ phase_reads(struct run *run)
         plan_read(&run->plan, masks_union(run, run->plan.need));
         spare = mend_pages(run);
     } while (!run_fetch(run, spare + dropped));
-    pieces_fail(run, run->plan.failed, -EIO, piece_reads);
+    (void)pieces_fail(run, run->plan.failed, -EIO, piece_reads);
     if (caches)
         ignored(cached_fetch(run)); /* what is lost fails in the next line */
     reads_fail_lost(run);
@@ -1336,7 +1341,8 @@ cached_end(struct run *run)
 /* --- The whole phase --- */
 
 /* What has been gathered: read, made, logged, written. reserved: blocks of the log. False if
- * something that is cached was lost on the way: to be gathered again without it. */
+ * something that is cached was lost on the way, or may go without a write that cannot: to be
+ * gathered again without that. */
 static task_fn bool
 change_stripes(struct run *run, uint64_t reserved)
 {
@@ -1359,8 +1365,10 @@ change_stripes(struct run *run, uint64_t reserved)
         parity_blocks = plan_count(run->write, n);
         extra = parity_blocks + plan_count(run->own, n) + mend_pages(run) + dropped;
     } while (!run_fetch(run, extra));
-    if (caches && !cached_fetch(run)) {
-        cached_unpin(run);
+    if (pieces_fail(run, run->plan.failed & masks_union(run, run->cached), -EIO, piece_changes) ||
+        (caches && !cached_fetch(run))) {
+        if (caches)
+            cached_unpin(run);
         area_give(run);
         return false;
     }
@@ -1374,7 +1382,7 @@ change_stripes(struct run *run, uint64_t reserved)
         if (caches)
             cached_unpin(run); /* what was cached is as it was */
         area_give(run);
-        pieces_fail(run, run->touched, -EIO, piece_changes);
+        (void)pieces_fail(run, run->touched, -EIO, piece_changes);
         return true;
     }
     for (unsigned m = 0; m < n; ++m) {
@@ -1404,9 +1412,9 @@ change_stripes(struct run *run, uint64_t reserved)
         run_mend(run, area_block(run));
     area_give(run);
 
-    pieces_fail(run, run->plan.failed, -EIO, piece_changes);
+    (void)pieces_fail(run, run->plan.failed, -EIO, piece_changes);
     if (engine_degraded(run->engine) > run->engine->geometry->parities)
-        pieces_fail(run, run->stripes, -EIO, piece_changes);
+        (void)pieces_fail(run, run->stripes, -EIO, piece_changes);
     return true;
 }
 
@@ -1500,7 +1508,7 @@ cache_stripes(struct run *run, uint64_t reserved)
     /* Not before: the entry bounds the tail until the cache does. */
     journal_append_finish(journal, &append);
     area_give(run);
-    pieces_fail(run, result < 0 ? run->touched : run->plan.failed, -EIO, piece_changes);
+    (void)pieces_fail(run, result < 0 ? run->touched : run->plan.failed, -EIO, piece_changes);
     return true;
 }
 

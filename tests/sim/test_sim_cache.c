@@ -579,6 +579,60 @@ dropped_blocks_are_read_back(void **state)
     with_any_left_out(s, sees_many);
 }
 
+/* --- What cannot be written ------------------------------------------------------------------ */
+
+static uint64_t writer_block;
+static int writer_result;
+
+/* Not all of the block, so that the rest of it is needed. */
+static void
+writes_a_part(void *arg)
+{
+    struct story *const s = arg;
+    uint8_t *const memory = aligned_alloc(BLOCK_BYTES, BLOCK_BYTES);
+
+    memset(memory, 0x99, BLOCK_BYTES);
+    writer_result = array_write(s->array, memory, writer_block * BLOCK_BYTES + SECTOR_BYTES,
+                                SECTOR_BYTES, false);
+    free(memory);
+}
+
+static void
+writes_beside_a_hopeless_write(struct story *s)
+{
+    const uint64_t kept = in_row(s, 0, 1, 0), first = in_row(s, 0, 2, 0),
+                   second = in_row(s, 0, 3, 0);
+
+    fills_row(s);
+    assert_int_equal(array_set_journal_mode(s->array, JOURNAL_WRITE_BACK, &s->error), 0);
+    assert_int_equal(story_put(s, kept, 1, 0x22, false), 0);
+    /* Two of a stripe: nobody can say what they held. */
+    disk_make_bad(disk_of(s, first), (DATA_OFFSET + place_of(s, first).member_offset) / BLOCK_BYTES,
+                  BAD_LATENT);
+    disk_make_bad(disk_of(s, second),
+                  (DATA_OFFSET + place_of(s, second).member_offset) / BLOCK_BYTES, BAD_LATENT);
+    writer_block = first;
+    writer_result = 1;
+    assert_non_null(task_start(s->cluster.loop, writes_a_part, s));
+    /* What was cached meets that write, and needs neither of the two. */
+    write_through(s);
+    assert_int_equal(writer_result, -EIO);
+    assert_int_equal(on_member(s, kept), 0x22);
+    assert_int_equal(s->told[ARRAY_WARNING], 0);
+    assert_int_equal(array_stop(s->array), 0);
+}
+
+/* A write that is refused takes nothing with it that was acknowledged before. */
+static void
+hopeless_write_harms_nothing_cached(void **state)
+{
+    struct story *const s = *state;
+
+    setup_array(s, 5, 5, 200);
+    play(s, writes_beside_a_hopeless_write);
+    story_restart(s);
+}
+
 /* --- When ----------------------------------------------------------------------------------- */
 
 static void
@@ -828,6 +882,7 @@ main(int argc, char **argv)
         STORY(dead_journal_costs_what_only_it_held),
         STORY(rotten_block_is_an_error),
         STORY(dropped_blocks_are_read_back),
+        STORY(hopeless_write_harms_nothing_cached),
         STORY(quiet_array_writes_out),
         STORY(tail_stays_at_a_cached_block),
         STORY(full_index_makes_room),
