@@ -226,7 +226,8 @@ def clients_that_do_not_read_or_write_leave_others_alone(work):
                         crowd[-1].send(b'{"command":"status"}\n' * 100)
         with Client(server.control) as late:
             expect(late.status()["state"] == "clean", "one who comes late")
-        expect(server.memory_peak() < peak + 8 * MIB, f"memory: {peak} to {server.memory_peak()}")
+        if not sanitized(server):  # keeps what was freed for a while
+            expect(server.memory_peak() < peak + 8 * MIB, f"memory: {peak} to {server.memory_peak()}")
         handle = server.connect()
         handle.pwrite(b"x" * 4096, 0)
         handle.shutdown()
@@ -236,6 +237,11 @@ def clients_that_do_not_read_or_write_leave_others_alone(work):
         expect(time.monotonic() - begin < 5, "such clients keep the server from stopping")
         for client in crowd:
             client.close()
+
+
+def sanitized(server):
+    with open(f"/proc/{server.process.pid}/maps", encoding="ascii") as maps:
+        return "libasan" in maps.read()
 
 
 def status_while_the_array_works_is_answered_at_once(work):
