@@ -17,7 +17,8 @@
  * Durability is as with a disk: a write that has returned is durable when a later stripelog_flush
  * has returned, or at once with STRIPELOG_DURABLE. stripelog_close flushes and marks the array
  * clean. The devices of an array with a write journal include the journal's; what a crash left in
- * it is recovered by stripelog_open, and a write that has returned is durable there.
+ * it is recovered by stripelog_open, and a write that has returned is durable there, unless
+ * write-back was asked for.
  */
 #ifndef STRIPELOG_H
 #define STRIPELOG_H
@@ -49,6 +50,9 @@ struct stripelog_options {
      * return soon. May be NULL. */
     void (*event)(void *owner, const char *text);
     void *owner;
+    /* A write returns when it is on the journal, and is durable as without one. An array without a
+     * journal is refused; one that is degraded goes on as if it had not been asked for. */
+    int write_back;
 };
 
 /*
@@ -80,6 +84,10 @@ int stripelog_zero(struct stripelog *array, uint64_t length, uint64_t offset, un
 /* A hint: the content may become zeros, or stay. */
 int stripelog_trim(struct stripelog *array, uint64_t length, uint64_t offset);
 int stripelog_flush(struct stripelog *array);
+
+/* Changes that; off: returns when everything that was cached is on the members. -ENOTSUP: no
+ * journal, or one that is too small; -EUCLEAN: on, while the array is degraded; -EROFS; -EIO. */
+int stripelog_set_write_back(struct stripelog *array, int on);
 
 #ifdef __cplusplus
 }

@@ -16,14 +16,15 @@
 
 #define MEMORY_DEFAULT  (64 * MIB)
 #define MEMORY_MIN      (8 * MIB)
-#define PIECE_BYTES_MAX (1 * MIB) /* of one request's pages at a time */
+#define SCRATCH_MIN     (MEMORY_MIN / 2) /* of the engine */
+#define PIECE_BYTES_MAX (1 * MIB)        /* of one request's pages at a time */
 #define CLAIM_WAIT_NS   UINT64_C(5000000000)
 
 struct stripelog {
     pthread_t thread;
     struct loop *loop;
     struct array *array;
-    struct pages *pages;   /* for reads */
+    struct pages *pages;   /* for reads and writes; NULL until it is open */
     struct task *resident; /* keeps the loop from ending for want of tasks */
     struct stripelog_options options;
     uint64_t size_bytes;
@@ -106,16 +107,8 @@ static int
 handle_begin_loop(struct stripelog *handle, struct error *error)
 {
     const struct loop_config config = {0};
-    int result = loop_create(&config, &handle->loop, error);
 
-    if (result < 0)
-        return result;
-    result = pages_create(handle->loop, handle->options.memory_bytes / 2, false, &handle->pages);
-    if (result < 0) {
-        loop_destroy(handle->loop);
-        return error_set(error, result, "no memory for the buffers");
-    }
-    return 0;
+    return loop_create(&config, &handle->loop, error);
 }
 
 struct start {
@@ -140,7 +133,8 @@ thread_main(void *arg)
     if (!started)
         return NULL;
     loop_run(handle->loop);
-    pages_destroy(handle->pages);
+    if (handle->pages != NULL)
+        pages_destroy(handle->pages);
     loop_destroy(handle->loop);
     return NULL;
 }
@@ -164,13 +158,53 @@ event_arrived(void *owner, const struct array_event *event)
 }
 
 static task_fn int
+open_array(struct job *job, struct device **devices)
+{
+    struct stripelog *handle = job->handle;
+    const uint64_t memory_bytes = handle->options.memory_bytes;
+    const uint64_t beside_bytes = max_u64(memory_bytes / 8, SCRATCH_MIN);
+    const struct array_config config = {
+        .devices = devices,
+        .device_count = job->devices_count,
+        .readonly = handle->options.readonly != 0,
+        .force = handle->options.force,
+        .memory_bytes = memory_bytes / 2,
+        .memory_beside_cache_bytes = beside_bytes,
+        .cache_bytes = memory_bytes - memory_bytes / 4 - beside_bytes,
+        .journal_mode = handle->options.write_back ? JOURNAL_WRITE_BACK : JOURNAL_WRITE_THROUGH,
+        .event = event_arrived,
+        .owner = handle,
+    };
+
+    return array_start(handle->loop, &config, &handle->array, &job->error);
+}
+
+/* Half of the memory, unless a cache has its share. */
+static task_fn int
+open_buffers(struct job *job)
+{
+    struct stripelog *handle = job->handle;
+    struct array_status status;
+    int result;
+
+    array_status(handle->array, &status);
+    handle->size_bytes = status.size_bytes;
+    result = pages_create(handle->loop, handle->options.memory_bytes / (status.journaled ? 4 : 2),
+                          false, &handle->pages);
+    if (result == 0)
+        return 0;
+    ignored(array_stop(handle->array)); /* that it cannot be opened is what is told */
+    array_destroy(handle->array);
+    return error_set(&job->error, result, "no memory for the buffers");
+}
+
+static task_fn int
 job_open(struct job *job)
 {
     struct stripelog *handle = job->handle;
     const struct file_options options = {
         .readonly = handle->options.readonly != 0, .claim = true, .claim_wait_ns = CLAIM_WAIT_NS};
     struct device **devices = calloc(job->devices_count, sizeof *devices);
-    struct array_status status;
     unsigned opened = 0;
     int result = 0;
 
@@ -181,28 +215,13 @@ job_open(struct job *job)
                                   &job->error);
         opened += result == 0;
     }
-    if (result == 0) {
-        const struct array_config config = {
-            .devices = devices,
-            .device_count = job->devices_count,
-            .readonly = options.readonly,
-            .force = handle->options.force,
-            .memory_bytes = handle->options.memory_bytes / 2,
-            .event = event_arrived,
-            .owner = handle,
-        };
-
-        result = array_start(handle->loop, &config, &handle->array, &job->error);
-    }
-    if (result == 0) {
-        array_status(handle->array, &status);
-        handle->size_bytes = status.size_bytes;
-    } else {
+    if (result == 0)
+        result = open_array(job, devices);
+    if (result < 0)
         while (opened > 0)
             device_close(devices[--opened]);
-    }
     free(devices);
-    return result;
+    return result < 0 ? result : open_buffers(job);
 }
 
 static task_fn int
@@ -418,4 +437,17 @@ int
 stripelog_flush(struct stripelog *array)
 {
     return request(array, &(struct job){.run = job_flush});
+}
+
+static task_fn int
+job_set_write_back(struct job *job)
+{
+    return array_set_journal_mode(
+        job->handle->array, job->flags ? JOURNAL_WRITE_BACK : JOURNAL_WRITE_THROUGH, &job->error);
+}
+
+int
+stripelog_set_write_back(struct stripelog *array, int on)
+{
+    return job_run(array, &(struct job){.run = job_set_write_back, .flags = on != 0});
 }

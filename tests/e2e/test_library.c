@@ -286,10 +286,79 @@ write_that_returned_outlives_a_crash_with_a_journal(void **state)
     assert_int_equal(stripelog_close(array), 0);
 }
 
+static void
+count_events(void *owner, const char *text)
+{
+    if (strstr(text, "write-") != NULL)
+        ++*(unsigned *)owner;
+}
+
+/* With the least memory, and with what it takes by default. */
+static void
+write_back_is_asked_for_and_switched(void **state)
+{
+    const struct fixture *f = *state;
+    const char *left[MEMBERS] = {f->devices[1], f->devices[2], f->devices[3], f->devices[4]};
+    static uint8_t buffer[ODD_BYTES];
+    struct stripelog *array;
+
+    for (unsigned run = 0; run < 2; ++run) {
+        unsigned told = 0;
+        const struct stripelog_options write_back = {.write_back = 1,
+                                                     .memory_bytes = run == 0 ? 1 : 0,
+                                                     .event = count_events,
+                                                     .owner = &told};
+        const struct stripelog_options readonly = {.readonly = 1};
+
+        open_array(f->devices, MEMBERS + 1, &write_back, &array);
+        for (unsigned i = 0; i < 6; ++i) {
+            const uint64_t offset = i * (uint64_t)SLICE_BYTES + 777;
+
+            fill(buffer, offset, sizeof buffer, run * 10 + i);
+            assert_int_equal(stripelog_write(array, buffer, sizeof buffer, offset, 0), 0);
+            expect(array, offset, sizeof buffer, run * 10 + i);
+            assert_int_equal(stripelog_set_write_back(array, i % 2), 0);
+            assert_int_equal(stripelog_flush(array), 0);
+        }
+        assert_int_equal(told, 6);
+        assert_int_equal(stripelog_close(array), 0);
+        open_array(left, MEMBERS, &readonly, &array); /* all of it is in parity, too */
+        for (unsigned i = 0; i < 6; ++i)
+            expect(array, i * (uint64_t)SLICE_BYTES + 777, sizeof buffer, run * 10 + i);
+        assert_int_equal(stripelog_set_write_back(array, 1), -EROFS);
+        assert_int_equal(stripelog_close(array), 0);
+    }
+    /* Degraded. */
+    open_array(left, MEMBERS, &(struct stripelog_options){.write_back = 1}, &array);
+    assert_int_equal(stripelog_set_write_back(array, 1), -EUCLEAN);
+    assert_int_equal(stripelog_set_write_back(array, 0), 0);
+    assert_int_equal(stripelog_close(array), 0);
+}
+
+static void
+write_back_wants_a_journal(void **state)
+{
+    const struct fixture *f = *state;
+    struct stripelog *array;
+    char why[STRIPELOG_ERROR_BYTES] = "";
+
+    assert_int_equal(stripelog_open(f->devices, MEMBERS,
+                                    &(struct stripelog_options){.write_back = 1}, &array, why),
+                     -ENOTSUP);
+    assert_non_null(strstr(why, "journal"));
+    open_array(f->devices, MEMBERS, NULL, &array);
+    assert_int_equal(stripelog_set_write_back(array, 1), -ENOTSUP);
+    assert_int_equal(stripelog_set_write_back(array, 0), -ENOTSUP);
+    assert_int_equal(stripelog_close(array), 0);
+}
+
 int
 main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(write_back_is_asked_for_and_switched, setup_journaled,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(write_back_wants_a_journal, setup, teardown),
         cmocka_unit_test_setup_teardown(write_that_returned_outlives_a_crash_with_a_journal,
                                         setup_journaled, teardown),
         cmocka_unit_test_setup_teardown(what_was_written_is_read_back_also_without_a_member, setup,
