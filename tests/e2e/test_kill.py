@@ -286,12 +286,12 @@ def arrays(work):
 
 def arrays_cached(work):
     return [
-        CachedArray(work, "raid5", 5, 4),
-        CachedArray(work, "raid6", 6, 5, chunk=16),
-        CachedArray(work, "raid5-large", 5, 4, chunk=128, member_bytes=24 * MIB, journal_bytes=65 * MIB),
-        CachedArray(work, "raid5-degraded", 5, 4, lost=(1,)),
-        CachedArray(work, "raid5-resyncing", 5, 3, resync=True, metadata="1.0"),
-        CachedArray(work, "raid4", 4, 3, chunk=4),
+        CachedArray(work, "write-back-raid5", 5, 4),
+        CachedArray(work, "write-back-raid6", 6, 5, chunk=16),
+        CachedArray(work, "write-back-raid5-large", 5, 4, chunk=128, member_bytes=24 * MIB, journal_bytes=65 * MIB),
+        CachedArray(work, "write-back-raid5-degraded", 5, 4, lost=(1,)),
+        CachedArray(work, "write-back-raid5-resyncing", 5, 3, resync=True, metadata="1.0"),
+        CachedArray(work, "write-back-raid4", 4, 3, chunk=4),
     ]
 
 
