@@ -20,7 +20,8 @@
  *
  * B5. A journal that has failed is kept current, as far as it can be written, until all that it
  *     holds is on the members: a crash before that needs it, and a member may fail meanwhile, which
- *     costs two updates (B3). When it is struck off it falls behind for good.
+ *     costs two updates (B3). When it is struck off it falls behind for good. An update that could
+ *     be written to all but the journal is not repeated: one behind it is still current.
  *
  * B6. While the log is being recovered nothing is recorded without the journal: it would be two
  *     events behind, so stale, and what only its log holds would be lost for a write that failed.
@@ -143,7 +144,8 @@ superblocks_write_range(struct array *array, int *errors, unsigned first, unsign
     (void)io_wait(&update.ios); /* judged by candidate */
 }
 
-/* Marks members (and spares) whose superblock could not be written; true if there were any. */
+/* Marks members (and spares) whose superblock could not be written; true if there were any (the
+ * journal does not count: B5). */
 static bool
 superblocks_judge(struct array *array, const int *errors)
 {
@@ -154,7 +156,7 @@ superblocks_judge(struct array *array, const int *errors)
 
         if (errors[c] == 0)
             continue;
-        any = true;
+        any = any || (int)c != array->journal_candidate;
         if ((int)c == array->journal_candidate) {
             array->journal_unwritable = true;
             array_journal_failed(array, errors[c], "superblock");
