@@ -616,6 +616,7 @@ writes_beside_a_hopeless_write(struct story *s)
     assert_non_null(task_start(s->cluster.loop, writes_a_part, s));
     /* What was cached meets that write, and needs neither of the two. */
     write_through(s);
+    loop_sleep(s->cluster.loop, SECOND);
     assert_int_equal(writer_result, -EIO);
     assert_int_equal(on_member(s, kept), 0x22);
     assert_int_equal(s->told[ARRAY_WARNING], 0);
