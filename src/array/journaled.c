@@ -597,9 +597,10 @@ array_journal_stop(struct array *array)
 {
     int result = 0;
 
-    engine_write_back(array->engine, false);
-    if (!array->failed && !array->journal_failed)
+    if (!array->failed && !array->journal_failed) {
+        engine_write_back(array->engine, false);
         result = engine_drain(array->engine);
+    }
     if (result == 0 && !array->failed && !array->journal_failed)
         result = journal_drain(array->journal);
     if (array->journal_guard != NULL) {
