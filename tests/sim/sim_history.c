@@ -321,6 +321,7 @@ struct history {
     uint64_t ring_blocks;
     bool foreign;      /* its log was made */
     bool cached;       /* a run was in write-back: the log may have data without parity */
+    bool stuck;        /* of which some could not be written out: it has nothing set aside */
     unsigned left_out; /* disks that are never offered */
     unsigned suspects; /* disks that may have failed in any run */
     uint64_t hot_first, hot_blocks;
@@ -1197,6 +1198,12 @@ on_event(void *owner, const struct array_event *event)
         break;
     case ARRAY_WARNING:
         ++history->warnings;
+        if (strstr(event->text, "cannot be written out") == NULL)
+            break;
+        history->stuck = true;
+        if (!history->errors_allowed)
+            sim_fail("cached data stays in the log although parity covers all faults: %s",
+                     event->text);
         break;
     }
 }
@@ -1629,7 +1636,7 @@ judge_cut(struct history *history, uint64_t moment, bool adopt)
     if (!history->foreign && !history->cached && found.data_only > 0)
         sim_fail("after a crash at moment %llu the log has data without its parity",
                  (unsigned long long)moment);
-    if (!history->foreign && found.data_only > 0 && !found.fits_again)
+    if (!history->foreign && !history->stuck && found.data_only > 0 && !found.fits_again)
         sim_fail("L2: after a crash at moment %llu the log has %llu data-only stripes, and no room "
                  "to log them again",
                  (unsigned long long)moment, (unsigned long long)found.data_only);
@@ -1906,7 +1913,7 @@ history_run(struct sim_world *world, const struct sim_mode *mode, uint64_t seed)
     unsigned runs;
 
     history->mode = mode;
-    history->cached = false;
+    history->cached = history->stuck = false;
     history->random.state = seed + ((uint64_t)(mode - sim_modes) << 48);
     (void)random_next(&history->random); /* neighbouring seeds part */
     history_make(history);
