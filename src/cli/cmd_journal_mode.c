@@ -6,6 +6,7 @@
 #include "control/protocol.h"
 
 #include <getopt.h>
+#include <unistd.h>
 
 #define COMMAND "journal-mode"
 
@@ -81,6 +82,26 @@ print_mode(const struct options *options, json_t *reply)
     return 0;
 }
 
+static int
+ask(const struct options *options, json_t **reply, struct error *error)
+{
+    struct progress progress;
+    int fd, r;
+
+    if (!options->mode)
+        return control_ask_array(options->array, json_pack("{s:s}", "command", "journal-mode"),
+                                 CONTROL_ANSWER_MS, reply, error);
+    fd = control_connect(options->array, error);
+    if (fd < 0)
+        return fd;
+    progress_init(&progress, options->json);
+    r = control_ask_patiently(
+        fd, json_pack("{s:s, s:s}", "command", "journal-mode", "mode", options->mode), &progress,
+        reply, error);
+    (void)close(fd); /* nothing to lose */
+    return r;
+}
+
 int
 cmd_journal_mode(int argc, char **argv)
 {
@@ -92,9 +113,7 @@ cmd_journal_mode(int argc, char **argv)
 
     if (status >= 0)
         return status;
-    r = control_ask_array(options.array,
-                          json_pack("{s:s, s:s*}", "command", "journal-mode", "mode", options.mode),
-                          options.mode ? -1 : CONTROL_ANSWER_MS, &reply, &error);
+    r = ask(&options, &reply, &error);
     if (r == 0) {
         r = print_mode(&options, reply);
         json_decref(reply);

@@ -54,6 +54,7 @@ parse_options(const char **array, int argc, char **argv)
 int
 cmd_stop(int argc, char **argv)
 {
+    struct progress progress;
     struct error error = {0};
     json_t *reply = NULL;
     const char *array = NULL;
@@ -65,7 +66,8 @@ cmd_stop(int argc, char **argv)
     fd = control_connect(array, &error);
     if (fd < 0)
         return command_failed(COMMAND, &error);
-    r = control_ask(fd, json_pack("{s:s}", "command", "stop"), -1, &reply, &error);
+    progress_init(&progress, false);
+    r = control_ask_patiently(fd, json_pack("{s:s}", "command", "stop"), &progress, &reply, &error);
     if (r == 0)
         control_wait_closed(fd, LET_GO_MS);
     json_decref(reply);

@@ -18,6 +18,7 @@
 #define REPLY_BYTES_MAX (4u * 1024 * 1024)
 #define NAME_ANSWER_MS  2000 /* of one server among others that are asked for their names */
 #define UUID_DIGITS     32u
+#define WATCH_MS        1000 /* between two looks at what takes long */
 
 /* ---- A conversation ---- */
 
@@ -130,23 +131,33 @@ receive_line(int fd, int timeout_ms, char **text, size_t *length)
     return result;
 }
 
+/* Gives up the reference. */
 static int
-exchange(int fd, json_t *request, int timeout_ms, json_t **reply)
+send_request(int fd, json_t *request)
 {
     char *text = json_dumps(request, JSON_COMPACT);
-    json_error_t where;
     size_t length;
     int result;
 
+    json_decref(request);
     if (text == NULL)
         return -ENOMEM;
     length = strlen(text);
     text[length] = '\n'; /* in place of the end */
     result = send_line(fd, text, length + 1);
     free(text);
-    if (result < 0)
-        return result;
-    result = receive_line(fd, timeout_ms, &text, &length);
+    return result;
+}
+
+/* -EBADMSG: this is none. */
+static int
+receive_reply(int fd, int timeout_ms, json_t **reply)
+{
+    json_error_t where;
+    size_t length;
+    char *text;
+    int result = receive_line(fd, timeout_ms, &text, &length);
+
     if (result == 0) {
         *reply = json_loadb(text, length, 0, &where);
         if (!json_is_boolean(json_object_get(*reply, "ok"))) {
@@ -159,13 +170,12 @@ exchange(int fd, json_t *request, int timeout_ms, json_t **reply)
     return result;
 }
 
-int
-control_ask(int fd, json_t *request, int timeout_ms, json_t **reply, struct error *error)
+/* What came of it, in words. */
+static int
+judge_reply(int result, json_t **reply, struct error *error)
 {
-    const int result = exchange(fd, request, timeout_ms, reply);
     const char *text;
 
-    json_decref(request);
     if (result == -EBADMSG)
         return error_set(error, result, "what answers is no control socket of an array");
     if (result == -ETIMEDOUT)
@@ -182,6 +192,91 @@ control_ask(int fd, json_t *request, int timeout_ms, json_t **reply, struct erro
     json_decref(*reply);
     *reply = NULL;
     return error->code;
+}
+
+int
+control_ask(int fd, json_t *request, int timeout_ms, json_t **reply, struct error *error)
+{
+    int result = send_request(fd, request);
+
+    if (result == 0)
+        result = receive_reply(fd, timeout_ms, reply);
+    return judge_reply(result, reply, error);
+}
+
+/* ---- What takes long ---- */
+
+struct drain {
+    int64_t began_ms;
+    uint64_t total_bytes; /* cached when it was first looked at */
+};
+
+/* What is cached, as the server of this connection says on another; 0 where it does not. */
+static uint64_t
+cached_bytes(int fd)
+{
+    struct sockaddr_un address = {0};
+    socklen_t length = sizeof address - 1; /* so that it ends */
+    struct error unused = {0};
+    json_t *reply = NULL;
+    json_int_t bytes = 0;
+    int other;
+
+    if (getpeername(fd, (struct sockaddr *)&address, &length) < 0)
+        return 0;
+    other = connect_path(address.sun_path, &unused);
+    if (other < 0)
+        return 0;
+    if (control_ask(other, json_pack("{s:s}", "command", "status"), WATCH_MS, &reply, &unused) == 0)
+        bytes = json_integer_value(json_object_get(
+            json_object_get(json_object_get(json_object_get(reply, "status"), "journal"), "cache"),
+            "cached_bytes"));
+    json_decref(reply);
+    (void)close(other); /* nothing to lose */
+    return bytes > 0 ? (uint64_t)bytes : 0;
+}
+
+static void
+drain_look(struct drain *drain, int fd, struct progress *progress)
+{
+    const uint64_t left = cached_bytes(fd);
+    const uint64_t ms = (uint64_t)(clock_ms() - drain->began_ms);
+    struct array_event event = {
+        .kind = ARRAY_RECOVERY_PROGRESS, .phase = RECOVERY_WRITING_OUT, .remaining_ms = UINT64_MAX};
+
+    if (drain->total_bytes == 0) {
+        drain->total_bytes = left;
+        drain->began_ms = clock_ms();
+        return;
+    }
+    event.total_bytes = max_u64(drain->total_bytes, left);
+    event.done_bytes = event.total_bytes - left;
+    event.rate_bytes_per_s = event.done_bytes * 1000 / max_u64(ms, 1);
+    if (event.rate_bytes_per_s > 0)
+        event.remaining_ms = left * 1000 / event.rate_bytes_per_s;
+    progress_event(progress, &event);
+}
+
+int
+control_ask_patiently(int fd, json_t *request, struct progress *progress, json_t **reply,
+                      struct error *error)
+{
+    struct drain drain = {0};
+    int result = send_request(fd, request);
+
+    while (result == 0) {
+        result = wait_readable(fd, clock_ms() + WATCH_MS);
+        if (result == 0)
+            break;
+        if (result == -ETIMEDOUT) {
+            drain_look(&drain, fd, progress);
+            result = 0;
+        }
+    }
+    progress_clear(progress);
+    if (result == 0)
+        result = receive_reply(fd, -1, reply);
+    return judge_reply(result, reply, error);
 }
 
 void

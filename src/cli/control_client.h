@@ -8,6 +8,7 @@
 
 #include "base/base.h"
 #include "base/error.h"
+#include "cli/progress.h"
 
 #include <jansson.h>
 
@@ -27,6 +28,11 @@ int control_connect(const char *array, struct error *error) must_check;
  */
 int control_ask(int fd, json_t *request, int timeout_ms, json_t **reply,
                 struct error *error) must_check;
+
+/* The same, for ever, with a request for which what is cached is written out: tells how far that
+ * is. */
+int control_ask_patiently(int fd, json_t *request, struct progress *progress, json_t **reply,
+                          struct error *error) must_check;
 
 /* control_connect and control_ask; the connection is closed. */
 int control_ask_array(const char *array, json_t *request, int timeout_ms, json_t **reply,

@@ -99,8 +99,8 @@ print_json(const struct array_event *event)
     json_decref(json);
 }
 
-static void
-bar_clear(struct progress *progress)
+void
+progress_clear(struct progress *progress)
 {
     if (progress->drawn)
         (void)dprintf(STDERR_FILENO, "\r%*s\r", (int)progress->drawn, ""); /* as above */
@@ -127,7 +127,7 @@ bar_draw(struct progress *progress, const struct array_event *event)
                       event->kind == ARRAY_RESYNC_PROGRESS ? "resync" : phase_name(event->phase),
                       (int)cells, "##############################", (int)(BAR_CELLS - cells), "",
                       part * 100, rate, left);
-    bar_clear(progress);
+    progress_clear(progress);
     (void)dprintf(STDERR_FILENO, "\r%s", text); /* as above */
     progress->drawn = (unsigned)length;
 }
@@ -144,6 +144,6 @@ progress_event(struct progress *progress, const struct array_event *event)
             bar_draw(progress, event);
         return;
     }
-    bar_clear(progress);
+    progress_clear(progress);
     message("%s", event->text[0] ? event->text : event_name(event->kind));
 }

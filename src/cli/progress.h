@@ -19,5 +19,7 @@ struct progress {
 
 void progress_init(struct progress *progress, bool json);
 void progress_event(struct progress *progress, const struct array_event *event);
+/* No more of it: leaves the line of the terminal to others. */
+void progress_clear(struct progress *progress);
 
 #endif
