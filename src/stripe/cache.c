@@ -42,7 +42,7 @@ struct cache {
     struct cache_config config;
     unsigned group_shift;
     struct cache_counts counts;
-    uint64_t promised_blocks, promised_stripes;
+    struct cache_room promised;
 
     /* All owned. */
     struct node *nodes; /* [1 .. blocks_max] */
@@ -257,23 +257,23 @@ cache_reserve(const struct cache *cache, unsigned blocks)
 }
 
 bool
-cache_promise(struct cache *cache, uint64_t blocks, uint64_t stripes)
+cache_promise(struct cache *cache, struct cache_room room)
 {
     const struct cache_counts *counts = &cache->counts;
 
-    if (counts->blocks + cache->promised_blocks + blocks > counts->blocks_max ||
-        counts->stripes + cache->promised_stripes + stripes > counts->stripes_max)
+    if (counts->blocks + cache->promised.blocks + room.blocks > counts->blocks_max ||
+        counts->stripes + cache->promised.stripes + room.stripes > counts->stripes_max)
         return false;
-    cache->promised_blocks += blocks;
-    cache->promised_stripes += stripes;
+    cache->promised.blocks += room.blocks;
+    cache->promised.stripes += room.stripes;
     return true;
 }
 
 void
-cache_promise_end(struct cache *cache, uint64_t blocks, uint64_t stripes)
+cache_promise_end(struct cache *cache, struct cache_room room)
 {
-    cache->promised_blocks -= blocks;
-    cache->promised_stripes -= stripes;
+    cache->promised.blocks -= room.blocks;
+    cache->promised.stripes -= room.stripes;
 }
 
 /* --- Order ----------------------------------------------------------------------------------- */

@@ -88,8 +88,11 @@ uint64_t cache_reserve(const struct cache *cache, unsigned blocks) must_check;
 
 /* Room for so many more blocks and stripes, beside what was promised to others? Then they are
  * promised, until cache_promise_end. */
-bool cache_promise(struct cache *cache, uint64_t blocks, uint64_t stripes) must_check;
-void cache_promise_end(struct cache *cache, uint64_t blocks, uint64_t stripes);
+struct cache_room {
+    uint64_t blocks, stripes;
+};
+bool cache_promise(struct cache *cache, struct cache_room room) must_check;
+void cache_promise_end(struct cache *cache, struct cache_room room);
 
 /* --- Changing ---- */
 

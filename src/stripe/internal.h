@@ -43,7 +43,9 @@ struct piece {
     uint64_t array_offset, length;     /* bytes */
     uint8_t *memory;                   /* READ: filled; WRITE: read from. The requester's */
     const struct engine_block *blocks; /* WRITE_OUT: `length` of them; the requester's */
-    uint64_t reserved; /* blocks of the log, from when it is queued until a worker takes it */
+    /* From when it is queued until a worker takes it: blocks of the log, room in the cache. */
+    uint64_t reserved;
+    struct cache_room room;
     int result;
     struct request *request;
     struct piece *next;
@@ -178,7 +180,9 @@ struct write_back {
     bool idle;         /* nobody has written for long */
     bool rotten;       /* something in the log was lost */
     bool quitting, reclaimer_alive;
-    unsigned caching; /* workers that are logging what they will cache */
+    unsigned caching;        /* workers that are logging what they will cache */
+    struct tokens room_turn; /* one waits for room, the others for their turn */
+    bool room_wanted;
 
     /* Groups that are being written out; the slots are reused. Owned. */
     struct write_out *write_outs, *write_outs_free;
@@ -192,6 +196,11 @@ struct write_back {
     uint64_t last_put_ns;
     struct write_back_status counts;
 };
+
+/* Room for a change of so many blocks, in so many stripes at most, of the group; it may wait for
+ * some. None if nothing is cached, or it does not come; then there may be some later. */
+task_fn struct cache_room write_back_room(struct write_back *wb, uint64_t group,
+                                          struct cache_room wanted) must_check;
 
 /* May new writes be cached? */
 static inline bool

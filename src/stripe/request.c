@@ -59,11 +59,11 @@ blocks_stripes(const struct engine *engine, const struct engine_block *blocks, u
     return stripes;
 }
 
-/* What the piece needs of the log. A contiguous range has at most one stripe for each block. */
-static uint64_t
-piece_reserve(const struct engine *engine, const struct piece *piece)
+/* Blocks and stripes that a piece changes at most: a contiguous range has at most one stripe for
+ * each block. */
+static struct cache_room
+piece_extent(const struct engine *engine, const struct piece *piece)
 {
-    const uint64_t parities = engine->geometry->parities;
     uint64_t blocks;
 
     switch (piece->kind) {
@@ -72,33 +72,60 @@ piece_reserve(const struct engine *engine, const struct piece *piece)
         blocks = (round_up(piece->array_offset + piece->length, BLOCK_BYTES) -
                   round_down(piece->array_offset, BLOCK_BYTES)) /
                  BLOCK_BYTES;
-        return change_reserve(engine, blocks, min_u64(blocks, engine->group_stripes));
+        return (struct cache_room){blocks, min_u64(blocks, engine->group_stripes)};
     case PIECE_WRITE_OUT:
-        return blocks_stripes(engine, piece->blocks, piece->length) * (1 + parities);
+        return (struct cache_room){0, blocks_stripes(engine, piece->blocks, piece->length)};
     default:
-        return 0;
+        return (struct cache_room){0, 0};
     }
 }
 
-/* E9: space in the log first, while the request holds nothing: its earlier pieces go on by
- * themselves. */
+/* Space in the log, and in the cache. -EIO. */
+static task_fn int
+piece_reserve(struct engine *engine, struct piece *piece, uint64_t member_offset)
+{
+    const struct cache_room extent = piece_extent(engine, piece);
+    const uint64_t reserve =
+        piece->kind == PIECE_WRITE_OUT
+            ? extent.stripes * (1 + (uint64_t)engine->geometry->parities) /* its data is there */
+            : change_reserve(engine, extent.blocks, extent.stripes);
+    struct cache_room room = {0};
+    int result;
+
+    if (engine->journal == NULL || extent.stripes == 0)
+        return 0;
+    if (engine->write_back != NULL && extent.blocks > 0)
+        room = write_back_room(engine->write_back, member_offset / engine->group_bytes, extent);
+    result = journal_reserve(engine->journal, reserve);
+    if (result < 0) {
+        if (room.blocks > 0)
+            cache_promise_end(engine->write_back->cache, room);
+        return result;
+    }
+    piece->reserved = reserve;
+    piece->room = room;
+    return 0;
+}
+
+/* E9: space first, while the request holds nothing: its earlier pieces go on by themselves. */
 static task_fn void
 window_add(struct window *window, const struct piece *piece, uint64_t member_offset)
 {
     struct engine *engine = window->engine;
-    const uint64_t reserve = engine->journal == NULL ? 0 : piece_reserve(engine, piece);
     struct piece *slot;
+    int result;
 
     if (window->count == REQUEST_PIECES_MAX)
         window_drain(window);
-    if (reserve > 0 && journal_reserve(engine->journal, reserve) < 0) {
-        window->request.error = window->request.error != 0 ? window->request.error : -EIO;
-        return;
-    }
-    slot = &window->pieces[window->count++];
+    slot = &window->pieces[window->count];
     *slot = *piece;
     slot->request = &window->request;
-    slot->reserved = reserve;
+    result = piece_reserve(engine, slot, member_offset);
+    if (result < 0) {
+        window->request.error = window->request.error != 0 ? window->request.error : result;
+        return;
+    }
+    ++window->count;
     engine_queue(engine, slot, member_offset);
 }
 

@@ -1621,35 +1621,39 @@ stripes_full(const struct run *run)
     return full;
 }
 
-/* The part of what has been gathered that is cached; promised blocks and stripes of the cache. The
- * rest goes through:
+/* The part of what has been gathered that is cached; there is room for it, or *room grows. The rest
+ * goes through:
  *
  *   all of it where nothing is cached (any more), or there is no room for it
  *   stripes that are written as a whole: nothing would be won by writing them later
  *   stripes with blocks that nobody can read: they may be refused, which has to be now
  *   stripes that could not be written out */
 static uint64_t
-stripes_to_cache(struct run *run, uint64_t *blocks, uint64_t *stripes)
+stripes_to_cache(struct run *run, struct cache_room *room)
 {
     struct write_back *wb = run->engine->write_back;
-    uint64_t chosen, new_stripes;
+    struct cache_room need = {0}, more;
+    uint64_t chosen;
 
-    *blocks = *stripes = 0;
     if (!write_back_fills(wb) || journal_failed(run->engine->journal))
         return 0;
     masks_clear(run, run->errors);
     run_look(run);
     chosen = run->touched & ~stripes_full(run) & ~masks_union(run, run->unreadable) & ~run->stuck &
              ~masks_union(run, run->lost) & ~masks_union(run, run->logged);
-    new_stripes = chosen & ~masks_union(run, run->cached);
     for (unsigned m = 0; m < run->engine->members_count; ++m)
-        *blocks += (unsigned)__builtin_popcountll((run->full[m] | run->part[m]) & ~run->cached[m] &
-                                                  chosen);
-    *stripes = (unsigned)__builtin_popcountll(new_stripes);
-    if (cache_promise(wb->cache, *blocks, *stripes))
-        return chosen;
-    *blocks = *stripes = 0;
-    return 0;
+        need.blocks += (unsigned)__builtin_popcountll((run->full[m] | run->part[m]) &
+                                                      ~run->cached[m] & chosen);
+    need.stripes = (unsigned)__builtin_popcountll(chosen & ~masks_union(run, run->cached));
+    more.blocks = need.blocks > room->blocks ? need.blocks - room->blocks : 0;
+    more.stripes = need.stripes > room->stripes ? need.stripes - room->stripes : 0;
+    if (more.blocks + more.stripes > 0) {
+        if (!cache_promise(wb->cache, more))
+            return 0;
+        room->blocks += more.blocks;
+        room->stripes += more.stripes;
+    }
+    return chosen;
 }
 
 static bool
@@ -1667,7 +1671,8 @@ static task_fn void
 phase_changes(struct run *run)
 {
     struct write_back *wb = run->engine->write_back;
-    uint64_t through, caching, blocks, stripes;
+    struct cache_room room = {0};
+    uint64_t through, caching;
 
     gather(run);
     if (run->engine->journal == NULL) {
@@ -1678,9 +1683,10 @@ phase_changes(struct run *run)
     await_rest(run);
     for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
         run->reserved += (int64_t)piece->reserved;
-        piece->reserved = 0;
+        room.blocks += piece->room.blocks;
+        room.stripes += piece->room.stripes;
     }
-    caching = stripes_to_cache(run, &blocks, &stripes);
+    caching = stripes_to_cache(run, &room);
     through = run->touched & ~caching;
     if (wb != NULL && writes_out(run)) {
         /* What is written to these stripes now goes along. */
@@ -1694,8 +1700,8 @@ phase_changes(struct run *run)
         if (--wb->caching == 0)
             write_back_moved(wb);
     }
-    if (blocks > 0)
-        cache_promise_end(wb->cache, blocks, stripes);
+    if (wb != NULL)
+        cache_promise_end(wb->cache, room);
     changes_run(run, through, true, true);
 }
 

@@ -71,7 +71,7 @@ oldest_wanted(struct write_back *wb)
         return false;
     /* Where the tail stands for ever, what others have set aside is all that can come free. */
     return !wb->filling || wb->draining > 0 || wb->idle || wb->rotten || wb->owed > 0 ||
-           (wb->holder.stuck && journal_space_wanted(wb->engine->journal) > 0) ||
+           wb->room_wanted || (wb->holder.stuck && journal_space_wanted(wb->engine->journal) > 0) ||
            above(counts->blocks, counts->blocks_max, wb->config.tunables.high_percent) ||
            above(counts->stripes, counts->stripes_max, wb->config.tunables.high_percent) ||
            log_tight(wb, entry_block * BLOCK_BYTES);
@@ -225,6 +225,52 @@ write_back_moved(struct write_back *wb)
     wait_queue_wake_all(wb->engine->loop, &wb->progress);
 }
 
+/* --- Room ------------------------------------------------------------------------------------ */
+
+/* Will any come free? */
+static bool
+room_comes(struct write_back *wb)
+{
+    uint64_t entry_block;
+
+    return wb->under_way > 0 || (possible(wb) && cache_oldest_unchosen(wb->cache, &entry_block));
+}
+
+/*
+ * With the cache full, a change of a group of which something is cached waits: what it adds will
+ * be written out with the rest, in long writes. Of another group there is nothing to wait for: it
+ * goes through.
+ */
+task_fn struct cache_room
+write_back_room(struct write_back *wb, uint64_t group, struct cache_room wanted)
+{
+    const struct cache_counts *counts = cache_counts(wb->cache);
+    struct cache_room room = {0};
+
+    if (!write_back_fills(wb) || wanted.blocks > counts->blocks_max ||
+        wanted.stripes > counts->stripes_max)
+        return room;
+    if (!wb->room_wanted && cache_promise(wb->cache, wanted))
+        return wanted;
+    if (!cache_group_maybe(wb->cache, group))
+        return room;
+    tokens_take(wb->engine->loop, &wb->room_turn, 1);
+    wb->room_wanted = true;
+    while (write_back_fills(wb) && room.blocks == 0) {
+        if (cache_promise(wb->cache, wanted)) {
+            room = wanted;
+        } else {
+            if (!room_comes(wb))
+                break;
+            reclaimer_wake(wb);
+            wait_queue_wait(wb->engine->loop, &wb->progress);
+        }
+    }
+    wb->room_wanted = false;
+    tokens_give(wb->engine->loop, &wb->room_turn, 1);
+    return room;
+}
+
 /* --- What the journal asks ------------------------------------------------------------------- */
 
 static bool
@@ -266,6 +312,7 @@ engine_drain(struct engine *engine)
         return 0;
     ++wb->draining;
     reclaimer_wake(wb);
+    wait_queue_wake_all(engine->loop, &wb->progress);
     while (drain_pending(wb))
         wait_queue_wait(engine->loop, &wb->progress);
     --wb->draining;
@@ -299,6 +346,7 @@ engine_write_back(struct engine *engine, bool on)
         return;
     wb->filling = on;
     reclaimer_wake(wb);
+    wait_queue_wake_all(engine->loop, &wb->progress); /* who waits for room need not */
 }
 
 void
@@ -450,6 +498,7 @@ engine_cache_create(struct engine *engine, const struct engine_cache_config *con
         .space_wanted = holder_space_wanted,
     };
     wb->idle_timer.fire = idle_timer_fired;
+    tokens_init(&wb->room_turn, 1);
     wb->write_outs = calloc(wb->config.tunables.write_outs_max, sizeof *wb->write_outs);
     wb->groups = calloc(wb->config.tunables.write_outs_max, sizeof *wb->groups);
     if (wb->write_outs == NULL || wb->groups == NULL ||

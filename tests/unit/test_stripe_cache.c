@@ -205,7 +205,7 @@ put(struct fixture *f, unsigned s, unsigned m, bool in_memory)
     const bool new_stripe = model_blocks(f, s, true) == 0;
     uint8_t page[BLOCK_BYTES];
 
-    if (block->stuck || !cache_promise(f->cache, new_block, new_stripe))
+    if (block->stuck || !cache_promise(f->cache, (struct cache_room){new_block, new_stripe}))
         return;
     f->overwritten += block->there;
     ++f->put;
@@ -225,7 +225,7 @@ put(struct fixture *f, unsigned s, unsigned m, bool in_memory)
                                     .block = block->number,
                                     .checksum = block->checksum},
               in_memory ? page : NULL);
-    cache_promise_end(f->cache, new_block, new_stripe);
+    cache_promise_end(f->cache, (struct cache_room){new_block, new_stripe});
 }
 
 static void
@@ -413,13 +413,13 @@ promises_are_kept(void **state)
     struct fixture *f = fixture_create(1, 8, 4, 10, 6, 1);
 
     (void)state;
-    assert_true(cache_promise(f->cache, 7, 2));
-    assert_false(cache_promise(f->cache, 4, 1));
-    assert_true(cache_promise(f->cache, 3, 4));
-    assert_false(cache_promise(f->cache, 0, 1));
-    assert_false(cache_promise(f->cache, 1, 0));
-    cache_promise_end(f->cache, 7, 2);
-    assert_true(cache_promise(f->cache, 7, 2));
+    assert_true(cache_promise(f->cache, (struct cache_room){7, 2}));
+    assert_false(cache_promise(f->cache, (struct cache_room){4, 1}));
+    assert_true(cache_promise(f->cache, (struct cache_room){3, 4}));
+    assert_false(cache_promise(f->cache, (struct cache_room){0, 1}));
+    assert_false(cache_promise(f->cache, (struct cache_room){1, 0}));
+    cache_promise_end(f->cache, (struct cache_room){7, 2});
+    assert_true(cache_promise(f->cache, (struct cache_room){7, 2}));
     fixture_destroy(f);
 }
 
