@@ -1340,6 +1340,26 @@ cached_end(struct run *run)
 
 /* --- The whole phase --- */
 
+/* With the log gone what is cached is nowhere else. Of the stripes that cannot be done, those where
+ * parity is in doubt anyway, and nobody has to believe it for want of a member: there it can go to
+ * the members by itself. (While there is a log it stays there: parity may be better than is known.)
+ */
+static uint64_t
+stripes_alone(const struct run *run)
+{
+    uint64_t alone =
+        run->engine->log_gone ? run->touched & run->plan.failed & ~run->plan.parity_known : 0;
+
+    for (unsigned m = 0; m < run->engine->members_count; ++m) {
+        const uint64_t changed = run->full[m] | run->part[m];
+
+        alone &= ~run->gone[m];
+        alone &= ~(changed &
+                   (~run->logged[m] | ~run->writable[m] | (run->unreadable[m] & ~run->errors[m])));
+    }
+    return alone;
+}
+
 /* What has been gathered: read, made, logged, written. reserved: blocks of the log. False if
  * something that is cached was lost on the way, or may go without a write that cannot: to be
  * gathered again without that. */
@@ -1351,7 +1371,7 @@ change_stripes(struct run *run, uint64_t reserved)
     const unsigned dropped = caches ? cached_pin(run, run->based) : 0;
     const unsigned n = run->engine->members_count;
     struct journal_append append;
-    uint64_t parity_stripes, extra, parity_blocks, hopeless;
+    uint64_t parity_stripes, extra, parity_blocks, hopeless, alone;
 
     phase_begin(run);
     do {
@@ -1359,6 +1379,8 @@ change_stripes(struct run *run, uint64_t reserved)
         hopeless = unreadable_afterwards(run);
         plan_write(&run->plan, run->touched & ~hopeless, run->full, run->part);
         run->plan.failed |= hopeless;
+        alone = stripes_alone(run);
+        run->plan.failed &= ~alone;
         parity_stripes = run->plan.by_data | run->plan.by_delta;
         masks_clear(run, run->write);
         mark_parity(run, parity_stripes, run->write);
