@@ -98,7 +98,7 @@ program_serve(struct program *p)
     const struct nbd_server_config config = {.loop = p->loop,
                                              .pages = p->pages,
                                              .export = &p->export_array.export,
-                                             .listen_fds = &p->listener.fd,
+                                             .listen_fds = &p->listener.socket.fd,
                                              .listen_count = 1};
     struct loop_io poll = {.kind = LOOP_POLL_IN, .fd = p->signal_fd};
     struct nbd_server *server;
