@@ -116,6 +116,7 @@ struct device {
     bool punch_zeroes;    /* IO_PUNCH works and reads zeros */
     bool write_zeroes;    /* IO_ZERO works */
     bool buffered;        /* O_DIRECT was refused */
+    bool seeks;           /* to go to another place takes as long as many blocks */
     bool block_device;    /* and no file behind it (a loop device's), where what was discarded has
                              to be allocated anew and makes flushes pay */
     uint64_t identity[2]; /* of what is behind the name (st_dev, st_ino / rdev): equal means the

@@ -371,6 +371,7 @@ learn_block(struct file *file, const struct stat *status, struct error *error)
     device->logical_block_bytes = (uint32_t)logical_block_bytes;
     queue_attribute(status->st_rdev, "write_cache", cache, sizeof cache);
     device->volatile_cache = strncmp(cache, "write through", 13) != 0;
+    device->seeks = queue_number_is_positive(status->st_rdev, "rotational");
     device->identity[0] = UINT64_MAX;
     device->identity[1] = status->st_rdev;
     if (!device->readonly) {
@@ -411,6 +412,7 @@ learn_regular(struct file *file, const struct stat *status)
     device->size_bytes = round_down((uint64_t)status->st_size, SECTOR_BYTES);
     device->logical_block_bytes = SECTOR_BYTES;
     device->volatile_cache = true;
+    device->seeks = queue_number_is_positive(status->st_dev, "rotational");
     device->identity[0] = status->st_dev;
     device->identity[1] = status->st_ino;
     if (device->readonly)
