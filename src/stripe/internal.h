@@ -108,6 +108,7 @@ struct run {
     uint64_t *writable; /* the member takes writes: all ones or zero */
     uint64_t *made;     /* parity is made for the member: as writable; with a journal all ones */
     uint64_t *write;    /* blocks to be written, from new_block */
+    uint64_t *bridged;  /* blocks that are written as they were read, for one long I/O */
     uint64_t touched;   /* stripes that are written */
     uint64_t punched;   /* stripes that are punched */
     bool punch_refused; /* a device turned out not to punch */

@@ -17,9 +17,13 @@
 #include "parity/parity.h"
 #include <stdlib.h>
 
-#define MASK_ARRAYS 19u
+#define MASK_ARRAYS 20u
 /* Of a group's data, the part from which on a write is a long one: a quarter. */
 #define AWAIT_SHARE 4u
+/* Blocks between two that are read or written, up to which one I/O is cheaper than two: where it
+ * costs their transfer alone, and where it spares a seek. */
+#define GAP       8u
+#define GAP_SEEKS 16u
 
 int
 run_init(struct run *run, struct engine *engine)
@@ -46,7 +50,7 @@ run_init(struct run *run, struct engine *engine)
         &run->full,  &run->part,       &run->own,       &run->zero,         &run->trim,
         &run->gone,  &run->unreadable, &run->errors,    &run->suspect,      &run->writable,
         &run->write, &run->plan.need,  &run->plan.want, &run->plan.recover, &run->logged,
-        &run->made,  &run->cached,     &run->lost,      &run->based,
+        &run->made,  &run->cached,     &run->lost,      &run->based,        &run->bridged,
     };
     for (unsigned i = 0; i < MASK_ARRAYS; ++i, mask += n)
         *arrays[i] = mask;
@@ -1209,6 +1213,58 @@ unreadable_afterwards(const struct run *run)
     return hopeless;
 }
 
+/* --- Bridging --- */
+
+/* The mask with gaps of up to so many between its bits filled. */
+static uint64_t
+mask_bridged(uint64_t mask, unsigned most)
+{
+    uint64_t rest = mask;
+
+    while (rest != 0) {
+        unsigned first, count, gap;
+
+        mask_first_run(rest, &first, &count);
+        rest &= ~mask_of(first, count);
+        gap = rest == 0 ? 0 : (unsigned)__builtin_ctzll(rest) - first - count;
+        if (gap > 0 && gap <= most)
+            mask |= mask_of(first + count, gap);
+    }
+    return mask;
+}
+
+static unsigned
+mask_runs(uint64_t mask)
+{
+    return (unsigned)__builtin_popcountll(mask & ~(mask << 1));
+}
+
+/* What lies between blocks that are read or written is read too where that is cheaper than another
+ * I/O, and written as it is. Only where nothing has to be reconstructed: what is read then is what
+ * the member holds. */
+static void
+bridge(struct run *run)
+{
+    const unsigned n = run->engine->members_count;
+
+    masks_clear(run, run->bridged);
+    if (masks_union(run, run->unreadable) != 0 || run->punched != 0)
+        return;
+    for (unsigned m = 0; m < n; ++m) {
+        const unsigned most = run->engine->members[m].device->seeks ? GAP_SEEKS : GAP;
+        const uint64_t write = run->write[m] | ((run->full[m] | run->part[m]) & ~run->plan.failed);
+        const uint64_t want = run->plan.want[m], longer = mask_bridged(write, most);
+        const uint64_t gaps = mask_bridged(want | write, most) & ~(want | write);
+        const uint64_t wanted = mask_bridged(want | gaps, most);
+
+        /* Reads and writes together must become fewer. */
+        if (mask_runs(wanted) + mask_runs(longer) >= mask_runs(want) + mask_runs(write))
+            continue;
+        run->plan.want[m] = wanted;
+        run->bridged[m] = longer & ~write;
+    }
+}
+
 /* --- Logging --- */
 
 /* The lowest of these stripes, as many as fit into one append, and the blocks of the log that they
@@ -1386,6 +1442,7 @@ change_stripes(struct run *run, uint64_t reserved)
         mark_parity(run, parity_stripes, run->write);
         parity_blocks = plan_count(run->write, n);
         extra = parity_blocks + plan_count(run->own, n) + mend_pages(run) + dropped;
+        bridge(run);
     } while (!run_fetch(run, extra));
     if (pieces_fail(run, run->plan.failed & masks_union(run, run->cached), -EIO, piece_changes) ||
         (caches && !cached_fetch(run))) {
@@ -1409,6 +1466,12 @@ change_stripes(struct run *run, uint64_t reserved)
     }
     for (unsigned m = 0; m < n; ++m) {
         run->write[m] |= (run->full[m] | run->part[m]) & ~run->plan.failed;
+        for (uint64_t rest = run->bridged[m]; rest != 0; rest &= rest - 1) {
+            const size_t b = block_at(run, m, (unsigned)__builtin_ctzll(rest));
+
+            run->new_block[b] = run->old_block[b];
+        }
+        run->write[m] |= run->bridged[m];
         run->write[m] &= run->writable[m];
         run->errors[m] &= ~run->write[m]; /* the write mends it: with what is new */
     }
