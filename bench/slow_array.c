@@ -2,11 +2,11 @@
  * slow_array: serves an array whose members take their time (slow_device.h); its journal, if it has
  * one, does not.
  *
- *   slow_array --socket PATH [--journal DEVICE] [--write-back] [--memory 256M]
+ *   slow_array --socket PATH [--journal DEVICE] [--mode write-back] [--memory 256M]
  *              [--delay-us N | --seek-us N [--rate 200M] [--near 0K]] MEMBER...
  *
- * Otherwise as `stripelog serve`. Ends on SIGTERM and SIGINT, and then says on stdout how many
- * operations the members had and how many of these had to seek, as JSON.
+ * Otherwise as `stripelog serve --kernel-recoverable=no`. Ends on SIGTERM and SIGINT, and then says
+ * on stdout what there was to do for the members (before the stop writes the cache out), as JSON.
  */
 #include "array/array.h"
 #include "cli/export_array.h"
@@ -76,9 +76,11 @@ program_start(struct program *p)
     const struct array_config config = {
         .devices = p->devices,
         .device_count = p->members + cached,
-        .memory_bytes = cached ? memory / 8 : memory / 2,
+        .memory_bytes = memory / 2,
+        .memory_beside_cache_bytes = memory / 8,
         .journal_mode = p->mode,
-        .cache_bytes = cached ? memory - memory / 8 - memory / 4 : 0,
+        .cache_bytes = memory / 8 * 5,
+        .not_kernel_recoverable = true,
         .event = told,
     };
     int result = devices_open(p);
@@ -90,6 +92,30 @@ program_start(struct program *p)
     if (result == 0)
         result = nbd_listen_unix(p->socket_path, &p->listener, &p->error);
     return result;
+}
+
+/* What the members had to do, and the cache. */
+static void
+counts_print(const struct program *p)
+{
+    uint64_t operations = 0, seeks = 0;
+    struct array_status status;
+
+    for (unsigned i = 0; i < p->members; i++) {
+        uint64_t one, of_these;
+
+        slow_device_counts(p->devices[i], &one, &of_these);
+        operations += one;
+        seeks += of_these;
+    }
+    array_status(p->array, &status);
+    (void)printf("{\"operations\": %" PRIu64 ", \"seeks\": %" PRIu64 ", \"cached_blocks\": %" PRIu64
+                 ", \"overwritten_blocks\": %" PRIu64 ", \"written_out_blocks\": %" PRIu64
+                 ", \"groups_written_out\": %" PRIu64 ", \"checkpoints\": %" PRIu64 "}\n",
+                 operations, seeks, status.write_back.cached_total, status.write_back.overwritten,
+                 status.write_back.written_out, status.write_back.groups_written_out,
+                 status.journal.checkpoints);
+    (void)fflush(stdout);
 }
 
 static task_fn int
@@ -115,23 +141,9 @@ program_serve(struct program *p)
     nbd_server_stop(server);
     nbd_server_destroy(server);
     nbd_listener_close(&p->listener);
+    counts_print(p);
     result = array_stop(p->array);
     return result < 0 ? error_set(&p->error, result, "stop: %s", strerror(-result)) : 0;
-}
-
-static void
-counts_print(const struct program *p)
-{
-    uint64_t operations = 0, seeks = 0;
-
-    for (unsigned i = 0; i < p->members; i++) {
-        uint64_t one, of_these;
-
-        slow_device_counts(p->devices[i], &one, &of_these);
-        operations += one;
-        seeks += of_these;
-    }
-    (void)printf("{\"operations\": %" PRIu64 ", \"seeks\": %" PRIu64 "}\n", operations, seeks);
 }
 
 static task_fn void
@@ -146,7 +158,6 @@ program_run(void *arg)
         (void)fprintf(stderr, "slow_array: %s\n", p->error.text);
         exit(1);
     }
-    counts_print(p);
     array_destroy(p->array);
     pages_destroy(p->pages);
 }
@@ -170,7 +181,7 @@ options_parse(struct program *p, int argc, char **argv)
     static const struct option options[] = {
         {"socket", required_argument, NULL, 's'},
         {"journal", required_argument, NULL, 'j'},
-        {"write-back", no_argument, NULL, 'b'},
+        {"mode", required_argument, NULL, 'b'},
         {"memory", required_argument, NULL, 'm'},
         {"delay-us", required_argument, NULL, 'd'},
         {"seek-us", required_argument, NULL, 'k'},
@@ -189,7 +200,8 @@ options_parse(struct program *p, int argc, char **argv)
             p->journal_path = optarg;
             break;
         case 'b':
-            p->mode = JOURNAL_WRITE_BACK;
+            p->mode =
+                strcmp(optarg, "write-back") == 0 ? JOURNAL_WRITE_BACK : JOURNAL_WRITE_THROUGH;
             break;
         case 'm':
             p->memory_bytes = size_of(optarg);
@@ -213,7 +225,7 @@ options_parse(struct program *p, int argc, char **argv)
     p->member_paths = argv + optind;
     p->members = (unsigned)(argc - optind);
     if (!p->socket_path || p->members == 0 || p->members > MEMBERS_MAX) {
-        (void)fprintf(stderr, "usage: slow_array --socket PATH [--journal DEVICE] [--write-back] "
+        (void)fprintf(stderr, "usage: slow_array --socket PATH [--journal DEVICE] [--mode MODE] "
                               "[--memory SIZE] [--delay-us N | --seek-us N [--rate SIZE] "
                               "[--near SIZE]] MEMBER...\n");
         exit(2);

@@ -126,6 +126,7 @@ slow_device_create(struct device *below, const struct slow_model *model)
     slow->device.ops = &slow_ops;
     slow->device.name = strdup(below->name);
     slow->device.punch_zeroes = slow->device.write_zeroes = false;
+    slow->device.seeks = model->seek_ns > 0;
     slow->end = &slow->first;
     slow->timer.fire = slow_fire;
     if (!slow->device.name) {
