@@ -20,8 +20,8 @@
 #define MASK_ARRAYS 20u
 /* Of a group's data, the part from which on a write is a long one: a quarter. */
 #define AWAIT_SHARE 4u
-/* Blocks between two that are read or written, up to which one I/O is cheaper than two: where it
- * costs their transfer alone, and where it spares a seek. */
+/* Blocks between two, up to which one I/O is cheaper than two: where it costs their transfer alone
+ * (reads), and where it spares a seek (reads and writes). */
 #define GAP       8u
 #define GAP_SEEKS 16u
 
@@ -1240,8 +1240,8 @@ mask_runs(uint64_t mask)
 }
 
 /* What lies between blocks that are read or written is read too where that is cheaper than another
- * I/O, and written as it is. Only where nothing has to be reconstructed: what is read then is what
- * the member holds. */
+ * I/O; and written as it is where that spares a seek (it would only wear out what does not seek).
+ * Only where nothing has to be reconstructed: what is read then is what the member holds. */
 static void
 bridge(struct run *run)
 {
@@ -1251,10 +1251,12 @@ bridge(struct run *run)
     if (masks_union(run, run->unreadable) != 0 || run->punched != 0)
         return;
     for (unsigned m = 0; m < n; ++m) {
-        const unsigned most = run->engine->members[m].device->seeks ? GAP_SEEKS : GAP;
+        const bool seeks = run->engine->members[m].device->seeks;
+        const unsigned most = seeks ? GAP_SEEKS : GAP;
         const uint64_t write = run->write[m] | ((run->full[m] | run->part[m]) & ~run->plan.failed);
-        const uint64_t want = run->plan.want[m], longer = mask_bridged(write, most);
-        const uint64_t gaps = mask_bridged(want | write, most) & ~(want | write);
+        const uint64_t want = run->plan.want[m];
+        const uint64_t longer = seeks ? mask_bridged(write, most) : write;
+        const uint64_t gaps = seeks ? mask_bridged(want | write, most) & ~(want | write) : 0;
         const uint64_t wanted = mask_bridged(want | gaps, most);
 
         /* Reads and writes together must become fewer. */
