@@ -3,14 +3,14 @@
  * happens when it fails (array.h, R5 and R6).
  */
 #include "array/internal.h"
+#include "stripe/cache.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 /* Eighths of the engine's memory that the index of the log may take beside it: most of what the
- * requests will take as soon as they come; and what is small beside it when it has to stay, under a
- * readonly array (half of the index is only for sorting). */
+ * requests will take as soon as they come; and less when it has to stay, under a readonly array. */
 #define INDEX_EIGHTHS          6u
 #define INDEX_EIGHTHS_READONLY 3u
 /* Of the cache's memory the part that its index may take: with what serve gives it, a half of all.
@@ -48,6 +48,13 @@ recovery_progress(void *owner, const struct recovery_progress *progress)
         array->config.event(array->config.owner, &event);
 }
 
+static uint64_t
+log_index_bytes(const struct array *array)
+{
+    return array->config.memory_bytes / 8 *
+           (array->config.readonly ? INDEX_EIGHTHS_READONLY : INDEX_EIGHTHS);
+}
+
 static task_fn int
 scan(struct array *array, struct error *error)
 {
@@ -56,8 +63,7 @@ scan(struct array *array, struct error *error)
         .device = journal_of(array)->device,
         .journal = &journal_of(array)->superblock,
         .geometry = &array->assembly.geometry,
-        .memory_bytes = array->config.memory_bytes / 8 *
-                        (array->config.readonly ? INDEX_EIGHTHS_READONLY : INDEX_EIGHTHS),
+        .memory_bytes = log_index_bytes(array),
         .whole_index = array->config.readonly,
         /* Behind the first entry of a new log nothing counts. */
         .unreadable_is_end = (array->config.force & FORCE_TRUNCATE_JOURNAL) || array->new_log,
@@ -505,7 +511,10 @@ create_cache(struct array *array)
             array->engine,
             &(struct engine_cache_config){
                 .bytes = array->config.cache_bytes,
-                .index_bytes = array->config.cache_bytes / 5 * CACHE_INDEX_FIFTHS,
+                /* No more than the next start, with the same memory, can take over. */
+                .index_bytes =
+                    min_u64(array->config.cache_bytes / 5 * CACHE_INDEX_FIFTHS,
+                            recovery_open_blocks_max(log_index_bytes(array)) * CACHE_NODE_BYTES),
                 .stripes_max = stripes_max(array),
                 .tunables = array->config.write_back,
                 .journal = journal->device,

@@ -5,6 +5,8 @@
 
 #include <stdlib.h>
 
+#define SORT_SMALL 16u /* so few are sorted by insertion */
+
 int
 records_init(struct journal_records *records, const struct geometry *geometry,
              const struct journal_geometry *journal, uint64_t tail_bytes, size_t capacity)
@@ -89,15 +91,107 @@ records_add_entry(struct journal_records *records, const uint8_t meta[BLOCK_BYTE
 /* --- Deciding -------------------------------------------------------------------------------- */
 
 /* A stripe's records in the order of the log. (The mark of an open cycle from an earlier decision
- * is below the stripe and does not matter.) */
-static int
-compare_history(const void *a, const void *b)
+ * is below the stripe and does not matter.) No two are equal. */
+static inline bool
+history_before(const struct journal_record *x, const struct journal_record *y)
 {
-    const struct journal_record *x = a, *y = b;
-
     if (record_stripe(x) != record_stripe(y))
-        return record_stripe(x) < record_stripe(y) ? -1 : 1;
-    return x->distance < y->distance ? -1 : x->distance > y->distance;
+        return record_stripe(x) < record_stripe(y);
+    return x->distance < y->distance;
+}
+
+static void
+record_swap(struct journal_record *x, struct journal_record *y)
+{
+    const struct journal_record moving = *x;
+
+    *x = *y;
+    *y = moving;
+}
+
+static void
+heap_sift(struct journal_record *all, size_t at, size_t count)
+{
+    const struct journal_record moving = all[at];
+
+    for (size_t child; (child = 2 * at + 1) < count; at = child) {
+        if (child + 1 < count && history_before(&all[child], &all[child + 1]))
+            ++child;
+        if (!history_before(&moving, &all[child]))
+            break;
+        all[at] = all[child];
+    }
+    all[at] = moving;
+}
+
+static void
+heap_sort(struct journal_record *all, size_t count)
+{
+    for (size_t at = count / 2; at-- > 0;)
+        heap_sift(all, at, count);
+    for (size_t end = count; end-- > 1;) {
+        record_swap(&all[0], &all[end]);
+        heap_sift(all, 0, end);
+    }
+}
+
+static void
+insertion_sort(struct journal_record *all, size_t count)
+{
+    for (size_t i = 1; i < count; ++i) {
+        const struct journal_record moving = all[i];
+        size_t at = i;
+
+        for (; at > 0 && history_before(&moving, &all[at - 1]); --at)
+            all[at] = all[at - 1];
+        all[at] = moving;
+    }
+}
+
+/* Puts those before the pivot, the middle one of three, in front; returns where it stands then. */
+static size_t
+partition(struct journal_record *all, size_t count)
+{
+    struct journal_record *const middle = &all[count / 2], *const last = &all[count - 1];
+    size_t kept = 0;
+
+    if (history_before(middle, &all[0]))
+        record_swap(middle, &all[0]);
+    if (history_before(last, &all[0]))
+        record_swap(last, &all[0]);
+    if (history_before(middle, last))
+        record_swap(middle, last);
+    for (size_t i = 0; i + 1 < count; ++i)
+        if (history_before(&all[i], last))
+            record_swap(&all[i], &all[kept++]);
+    record_swap(last, &all[kept]);
+    return kept;
+}
+
+/* In place, since the records are all the memory there is, and in n log n steps whatever the log
+ * holds: a quicksort that gives way to a heap sort when it has been deep for long. */
+static void
+history_sort(struct journal_record *all, size_t count, unsigned depth)
+{
+    while (count > SORT_SMALL) {
+        size_t at;
+
+        if (depth-- == 0) {
+            heap_sort(all, count);
+            return;
+        }
+        at = partition(all, count);
+        history_sort(all, at, depth);
+        all += at + 1;
+        count -= at + 1;
+    }
+    insertion_sort(all, count);
+}
+
+static unsigned
+sort_depth(size_t count)
+{
+    return count == 0 ? 0 : 2 * (unsigned)(64 - __builtin_clzll(count));
 }
 
 /* One stripe's copies that count so far, by member. distance 0 (a meta block's) says: none. */
@@ -174,8 +268,7 @@ records_decide(struct journal_records *records)
 
     records->data_parity_stripes = records->data_only_stripes = 0;
     records->replay_blocks = records->open_blocks = 0;
-    if (records->count > 0)
-        qsort(records->all, records->count, sizeof *records->all, compare_history);
+    history_sort(records->all, records->count, sort_depth(records->count));
     for (size_t i = 0; i < records->count;) {
         const uint64_t stripe = record_stripe(&records->all[i]);
         struct row row;

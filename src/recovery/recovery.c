@@ -9,15 +9,16 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#define RECORD_COST  (2 * sizeof(struct journal_record)) /* sorting takes as much again */
 #define BATCH_BLOCKS 1024u
 #define BATCHES      4u
 #define BATCHES_READ 2u   /* of them are read while one is looked at */
 #define IOS          128u /* more than devices queue goes to threads of the kernel: slower */
 #define PROGRESS_NS  UINT64_C(1000000000)
 /* Any entry finds room in half of it. */
-#define INDEX_MIN    (2 * JOURNAL_ENTRY_BLOCKS_MAX)
-#define SEQ_JUMP_MIN UINT64_C(10000)
+#define INDEX_MIN (2 * JOURNAL_ENTRY_BLOCKS_MAX)
+/* The part of the index that open cycles leave to what follows in the log: an eighth. */
+#define INDEX_ROOM_SHARE 8u
+#define SEQ_JUMP_MIN     UINT64_C(10000)
 #define NO_ROOM_HINT                                                                               \
     "recover --to=FILE copies what the array holds with it; --force=drop-journal goes on "         \
     "without\n"
@@ -112,6 +113,25 @@ counts_add(struct recovery *recovery)
     recovery->counts.open_blocks = records->open_blocks;
 }
 
+/* Of an index, what open cycles may take. */
+static uint64_t
+index_open_max(uint64_t capacity)
+{
+    return capacity - max_u64(capacity / INDEX_ROOM_SHARE, JOURNAL_ENTRY_BLOCKS_MAX);
+}
+
+static uint64_t
+index_capacity(uint64_t memory_bytes)
+{
+    return max_u64(memory_bytes / sizeof(struct journal_record), INDEX_MIN);
+}
+
+uint64_t
+recovery_open_blocks_max(uint64_t memory_bytes)
+{
+    return index_open_max(index_capacity(memory_bytes));
+}
+
 /* V5. The index is full: what has been noted so far is decided, and if that is not enough the
  * complete cycles make room: they are replayed, or, in the first reading, will be in a second. */
 static task_fn int
@@ -122,7 +142,7 @@ index_make_room(struct recovery *recovery, struct error *error)
     records_decide(records);
     if (records->count <= records->capacity / 2)
         return 0;
-    if (recovery->config.whole_index || records->open_blocks > records->capacity / 2)
+    if (recovery->config.whole_index || records->open_blocks > index_open_max(records->capacity))
         return error_set(error, -ENOMEM,
                          "give more memory (--memory)\n"
                          "%s: the index of the journal does not fit into the memory for it: it is "
@@ -255,8 +275,8 @@ static task_fn int
 scan_and_decide(struct recovery *recovery, struct error *error)
 {
     const uint64_t tail_sectors = recovery->config.journal->journal_tail_sectors;
-    const uint64_t capacity = min_u64(
-        recovery->ring_blocks, max_u64(recovery->config.memory_bytes / RECORD_COST, INDEX_MIN));
+    const uint64_t capacity =
+        min_u64(recovery->ring_blocks, index_capacity(recovery->config.memory_bytes));
     int result;
 
     if (recovery->ring_blocks == 0 || recovery->ring_blocks > UINT32_MAX)

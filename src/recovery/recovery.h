@@ -60,6 +60,10 @@ struct recovery_config {
     void *owner;
 };
 
+/* Data blocks without parity that a log may hold for its index to fit into so much memory, however
+ * long the log is. */
+uint64_t recovery_open_blocks_max(uint64_t memory_bytes);
+
 /* Errors as journal_scan; in addition -ENOMEM. On -EBADMSG for a tail without a valid entry the
  * text says what else stands in the ring. */
 task_fn int recovery_scan(const struct recovery_config *config, struct recovery **out,
