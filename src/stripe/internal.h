@@ -3,7 +3,8 @@
  *
  *   engine.c   creation, groups and their queues, workers, flush
  *   request.c  requests cut into pieces; direct reads
- *   run.c      what a worker does with a group
+ *   run.c      what a worker does with a group; run.h says what is in change.c, cached.c and
+ *              parity_run.c
  *   plan.c     which blocks must be read (pure)
  *   cache.c    which blocks only the log holds (pure)
  *   write_back.c  who decides that they are written out

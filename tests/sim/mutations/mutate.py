@@ -38,10 +38,10 @@ MUTATIONS = {
     "parity_not_updated_on_partial_write": (
         "E5: a write is answered when data and parity are on the members",
         "healthy", 200, EITHER,
-        {"stripe/run.c": [
+        {"stripe/change.c": [
             ("parity_stripes = run->plan.by_data | run->plan.by_delta;",
              "parity_stripes = run->plan.by_data;"),
-            ("    compute_parity(run, run->plan.by_delta, true);\n", ""),
+            ("    run_parity(run, run->plan.by_delta, true);\n", ""),
         ]}),
     "reconstructing_read_takes_no_lock": (
         "E1: at most one worker has a group",
@@ -114,7 +114,7 @@ MUTATIONS = {
     "block_written_in_batch_is_mended": (
         "E4: what is written back is what the block holds, not what it held before",
         "errors", 8000, EITHER,
-        {"stripe/run.c": [
+        {"stripe/change.c": [
             ("        run->errors[m] &= ~run->write[m]; /* the write mends it: with what is new */\n",
              ""),
         ]}),
@@ -142,7 +142,7 @@ MUTATIONS = {
     "logged_block_written_in_doubt": (
         "nothing is acknowledged that could not be read again",
         STATE + "unsynced_array_acknowledges_nothing_that_nobody_could_read", 1, FAILED_TEST,
-        {"stripe/run.c": [
+        {"stripe/change.c": [
             ("((run->plan.parity_known & bit) == 0 && data_lost_in_doubt(run, bit)))", "false)"),
         ]}),
     "stale_bitmap_believed": (
