@@ -153,8 +153,7 @@ MUTATIONS = {
         "J2: between an entry and the members stands a flush of the journal",
         "journal", 3000, LOST,
         {"journal/journal.c": [
-            ("    if (journal->config.device->volatile_cache) {\n        const int result",
-             "    if (false) {\n        const int result"),
+            ("    if (journal->config.device->volatile_cache) {\n", "    if (false) {\n"),
         ]}),
     "acknowledged_out_of_order": (
         "J1: an entry that completes early waits for those before it",
@@ -199,7 +198,7 @@ MUTATIONS = {
         "J4: the tail names an entry that is durable",
         "journal", 3000, LOST,
         {"journal/journal.c": [
-            ("    if (first != NULL && first->state == ENTRY_DURABLE) {", "    if (first != NULL) {"),
+            ("    if (first != NULL && first->state == ENTRY_COMPLETE)\n", "    if (first != NULL)\n"),
         ]}),
     "read_error_taken_for_the_end_of_the_log": (
         "K1: an error is no end",
@@ -237,13 +236,13 @@ MUTATIONS = {
         "J7: what is being logged does not change",
         "journal", 300, LOST,
         {"stripe/run.c": [
-            ("    return journal_append_step(engine->journal, append, &step);\n",
-             "    const int result = journal_append_step(engine->journal, append, &step);\n\n"
-             "    *(uint8_t *)(uintptr_t)step.p ^= 1;\n"
-             "    return result;\n"),
-            ("    waited = journal_append_wait(run->engine->journal, append);\n",
-             "    waited = journal_append_wait(run->engine->journal, append);\n"
-             "    for (; logged != 0; logged &= logged - 1) {\n"
+            ("    result = journal_append_step(engine->journal, append, &step);\n",
+             "    result = journal_append_step(engine->journal, append, &step);\n"
+             "    if (through)\n"
+             "        *(uint8_t *)(uintptr_t)step.p ^= 1;\n"),
+            ("                                 through ? JOURNAL_DURABLE : JOURNAL_COMPLETE);\n",
+             "                                 through ? JOURNAL_DURABLE : JOURNAL_COMPLETE);\n"
+             "    for (; through && logged != 0; logged &= logged - 1) {\n"
              "        const unsigned s = (unsigned)__builtin_ctzll(logged);\n\n"
              "        *run->new_block[block_at(run, plan_shape(&run->plan, s)->p, s)] ^= 1;\n"
              "    }\n"),
@@ -255,8 +254,8 @@ MUTATIONS = {
         "J6: a flush that fails may have lost what it was for",
         STORY + "flush_of_the_journal_that_fails_is_the_end_of_it", 1, FAILED_TEST,
         {"journal/journal.c": [
-            ("        const int result = device_flush(journal->config.device);\n",
-             "        int result = device_flush(journal->config.device);\n\n"
+            ("        result = device_flush(journal->config.device);\n",
+             "        result = device_flush(journal->config.device);\n"
              "        if (result < 0)\n"
              "            result = device_flush(journal->config.device);\n"),
         ]}),
@@ -284,8 +283,9 @@ MUTATIONS = {
         "E6: nothing of a stripe goes to a member if the log fails",
         STORY + "failed_journal_is_struck_off_and_nothing_is_lost", 1, FAILED_TEST,
         {"stripe/run.c": [
-            ("    if (journal != NULL && log_stripes(run, &append, parity_stripes, reserved) < 0) {",
-             "    if (journal != NULL && log_stripes(run, &append, parity_stripes, reserved) < 0 &&\n"
+            ("    if (journal != NULL && log_stripes(run, &append, parity_stripes, reserved, true) < 0) {",
+             "    if (journal != NULL &&\n"
+             "        log_stripes(run, &append, parity_stripes, reserved, true) < 0 &&\n"
              "        !journal_failed(journal)) {"),
         ]}),
     "punched_past_a_live_entry": (
@@ -336,6 +336,154 @@ MUTATIONS = {
         {"recovery/recovery.c": [
             ("    while (at != recovery->log.tail_bytes && result == 0) {",
              "    while (false) {"),
+        ]}),
+    "delta_from_the_cached_content": (
+        "E10: parity's difference is to what the member holds",
+        CACHE + "delta_is_to_what_the_member_holds", 1, FAILED_TEST,
+        {"stripe/run.c": [
+            ("            .old = run->old_block[block_at(run, m, s)],\n",
+             "            .old = run->based[m] >> s & 1 ? run->cached_block[block_at(run, m, s)]\n"
+             "                                          : run->old_block[block_at(run, m, s)],\n"),
+        ]}),
+    "reconstructed_from_a_mixture": (
+        "E10: a block that cannot be read comes from what the members hold alone",
+        CACHE + "reconstruction_takes_no_mixture", 1, FAILED_TEST,
+        {"stripe/run.c": [
+            ("        data[i] = run->old_block[block_at(run, m, s)];\n"
+             "        if (run->plan.recover[m] & bit)\n",
+             "        data[i] = run->old_block[block_at(run, m, s)];\n"
+             "        if ((run->cached[m] & ~run->plan.recover[m] & bit) &&\n"
+             "            cache_page(run->engine->write_back->cache,\n"
+             "                       run->node[block_at(run, m, s)]) != NULL)\n"
+             "            data[i] = cache_page(run->engine->write_back->cache,\n"
+             "                                 run->node[block_at(run, m, s)]);\n"
+             "        if (run->plan.recover[m] & bit)\n"),
+        ]}),
+    "read_past_the_cache": (
+        "E11: what is cached is never read from its member",
+        "cache", 50, WRONG_DATA,
+        {"stripe/request.c": [
+            ("    if (engine->write_back == NULL)\n        return false;\n", "    return false;\n"),
+        ]}),
+    "dropped_page_not_verified": (
+        "C4: what is read back is what was logged, or an error",
+        CACHE + "rotten_block_is_an_error", 1, FAILED_TEST,
+        {"stripe/run.c": [
+            ("            if (journal_checksum(config->checksum_seed, run->cached_block[b], BLOCK_BYTES) ==\n"
+             "                checksum)\n", "            if (true)\n"),
+        ]}),
+    "partial_block_completed_from_the_member": (
+        "E11: the rest of a block that is cached is in the cache",
+        "cache", 100, WRONG_DATA,
+        {"stripe/run.c": [
+            ("through ? run->cached[m] : run->cached[m] & run->part[m];",
+             "through ? run->cached[m] : 0;"),
+        ]}),
+    "tail_passes_a_cached_block": (
+        "J4, E12: what only the log holds bounds its tail",
+        "cache", 500, LOST,
+        {"journal/journal.c": [
+            ("    if (journal->holder != NULL && journal->holder->oldest(journal->holder, &oldest) &&\n"
+             "        ring_blocks_between",
+             "    oldest = journal->tail;\n"
+             "    if (false &&\n        ring_blocks_between"),
+        ]}),
+    "tail_passes_what_is_not_durable": (
+        "J4: the journal is flushed before the tail passes what was logged anew",
+        "cache", 3000, LOST,
+        {"journal/journal.c": [
+            ("    if (flush_until(journal, journal->complete_seq) < 0)\n        return;\n", ""),
+        ]}),
+    "cached_block_forgotten_before_it_is_written": (
+        "E12: a block is cached until its stripe is on the members",
+        "cache", 2000, LOST,
+        {"stripe/run.c": [
+            ("    run->punch_refused = false;\n    write_blocks(run);\n",
+             "    run->punch_refused = false;\n"
+             "    if (caches) {\n"
+             "        cached_unpin(run);\n"
+             "        cached_remove(run, run->touched & ~run->plan.failed);\n"
+             "        if (journal != NULL)\n"
+             "            journal_append_finish(journal, &append);\n"
+             "    }\n"
+             "    write_blocks(run);\n"),
+        ]}),
+    "page_reused_while_it_is_written": (
+        "C3: a page that is being written out stays",
+        "cache", 2000, EITHER + "|contract C2|FAIL: assertion",
+        {"stripe/run.c": [
+            ("                cache_pin(cache, run->node[b]);\n", "                ;\n"),
+            ("                cache_unpin(run->engine->write_back->cache, run->node[b]);\n",
+             "                ;\n"),
+        ]}),
+    "reserve_ignored_by_writes": (
+        "C2: a write takes nothing of what is set aside",
+        "cache", 500, LOST + r"|hang: |FAIL: (assertion|L2)",
+        {"journal/journal.c": [
+            ("    return journal->used_blocks + journal->reserved_blocks + blocks + 1 <= "
+             "journal->ring_blocks;\n",
+             "    return journal->used_blocks + blocks + 1 <= journal->ring_blocks;\n"),
+        ]}),
+    "no_reserve_to_log_again": (
+        "C2: a recovery can log again what is data-only, also a kernel's",
+        "cache", 500, r"FAIL: L2",
+        {"stripe/cache.c": [
+            ("               : 1 + (uint64_t)(blocks > cache->config.parities ? blocks : "
+             "cache->config.parities);\n", "               : 1 + (uint64_t)cache->config.parities;\n"),
+        ]}),
+    "reserve_not_given_back": (
+        "C2: what is set aside comes back with the write-out",
+        "cache", 500, r"hang: |FAIL: assertion",
+        {"stripe/run.c": [
+            ("    run->reserved += (int64_t)(set_aside - cache_counts(cache)->reserve_blocks);\n"
+             "    run->stuck &= ~stripes;\n",
+             "    (void)set_aside;\n    run->stuck &= ~stripes;\n"),
+        ]}),
+    "space_awaited_with_the_group_locked": (
+        "E9: who waits for space in the log holds no group",
+        "cache", 500, r"hang: ",
+        {"stripe/request.c": [
+            ("    if (reserve > 0 && journal_reserve(engine->journal, reserve) < 0) {\n",
+             "    if (false) {\n"),
+        ], "stripe/run.c": [
+            ("        run->reserved += (int64_t)piece->reserved;\n        piece->reserved = 0;\n",
+             "        if (piece->reserved > 0 &&\n"
+             "            journal_reserve(run->engine->journal, piece->reserved) == 0)\n"
+             "            run->reserved += (int64_t)piece->reserved;\n"
+             "        piece->reserved = 0;\n"),
+        ]}),
+    "fua_answered_before_the_flush": (
+        "a cached write with FUA is durable when it is answered",
+        CACHE + "flush_and_fua_make_durable", 1, FAILED_TEST,
+        {"stripe/request.c": [
+            ("        (struct piece){.kind = PIECE_WRITE, .fua = fua, .memory = (uint8_t *)(uintptr_t)memory},\n"
+             "        offset, length);\n\n    return result == 0 && fua ? log_flush(engine) : result;\n",
+             "        (struct piece){.kind = PIECE_WRITE, .fua = fua, .memory = (uint8_t *)(uintptr_t)memory},\n"
+             "        offset, length);\n\n    return result;\n"),
+        ]}),
+    "flush_forgets_the_log": (
+        "FLUSH makes durable what was cached before it came",
+        CACHE + "flush_and_fua_make_durable", 1, FAILED_TEST,
+        {"array/array.c": [
+            ("result = array->failed ? -EIO : journal_flush(array->journal);",
+             "result = array->failed ? -EIO : 0;"),
+        ]}),
+    "cached_before_it_is_complete": (
+        "what is cached was logged, and nothing can come between",
+        "cache", 1000, LOST + r"|contract C2|FAIL: after a crash .* has ",
+        {"stripe/run.c": [
+            ("        result = log_stripe(run, append, (unsigned)__builtin_ctzll(stripes), through);\n",
+             "        result = log_stripe(run, append, (unsigned)__builtin_ctzll(stripes), through);\n"
+             "    if (!through && result == 0)\n        cached_put(run);\n"),
+            ("    if (result == 0)\n        cached_put(run);\n", ""),
+            ("/* Logs the stripes.", "static void cached_put(struct run *run);\n/* Logs the stripes."),
+        ]}),
+    "degraded_array_goes_on_caching": (
+        "the first degraded moment writes everything out",
+        CACHE + "first_degraded_moment_writes_all_out", 1, FAILED_TEST,
+        {"array/journaled.c": [
+            ("    engine_write_back(array->engine, false);\n    array_tell(array, ARRAY_JOURNAL_MODE",
+             "    array_tell(array, ARRAY_JOURNAL_MODE"),
         ]}),
 }
 
