@@ -36,6 +36,7 @@ import time
 KERNEL_PACKAGES = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64", "linux-image-amd64"]
 MODULES = ["virtio_pci", "virtio_console", "virtio_scsi", "sd_mod", "crc32c_generic", "md_mod", "raid456"]
 MODULES_OPTIONAL = {"crc32c_generic"}
+MEMORY_MIB = 768
 
 EXIT_LINE = re.compile(r"^@@ script ended with (\d+)$")
 
@@ -99,7 +100,7 @@ class Result:
 
 
 def run(script, disks=None, files=None, timeout=120, crash_on=None, snapshot=False, tries=1, log=None, uncached=(),
-        silence=None):
+        silence=None, memory_mib=MEMORY_MIB):
     """Run `script` in a guest.
 
     disks: {name: image path}; files: {path in the guest: bytes or host path}.
@@ -117,7 +118,7 @@ def run(script, disks=None, files=None, timeout=120, crash_on=None, snapshot=Fal
         with tempfile.TemporaryDirectory(prefix="stripelog-vm-") as work:
             try:
                 return boot(work, kernel, modules, script, disks or {}, files or {}, timeout, crash_on, snapshot, log,
-                            uncached, silence)
+                            uncached, silence, memory_mib)
             except AcceleratorFailed:
                 Accelerator.name = "tcg"
             except GuestFailed as failure:
@@ -129,14 +130,14 @@ def run(script, disks=None, files=None, timeout=120, crash_on=None, snapshot=Fal
 # --- the guest ---
 
 
-def boot(work, kernel, modules, script, disks, files, timeout, crash_on, snapshot, log, uncached, silence):
+def boot(work, kernel, modules, script, disks, files, timeout, crash_on, snapshot, log, uncached, silence, memory_mib):
     initramfs = os.path.join(work, "initramfs")
     console = log or os.path.join(work, "console")
     initramfs_write(initramfs, modules, script, disks, files)
     command = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", "-machine", "q35"]
     accelerator = Accelerator.name
-    command += ["-accel", accelerator, "-cpu", "max", "-m", "768", "-kernel", kernel, "-initrd", initramfs]
-    command += ["-append", "console=ttyS0 panic=-1 loglevel=6 quiet random.trust_cpu=on mitigations=off"]
+    command += ["-accel", accelerator, "-cpu", "max", "-m", str(memory_mib), "-kernel", kernel, "-initrd", initramfs]
+    command += ["-append", "console=ttyS0 panic=-1 loglevel=6 quiet random.trust_cpu=on mitigations=off no_timer_check"]
     command += ["-serial", f"file:{console}", "-device", "virtio-serial-pci"]
     command += ["-chardev", "file,id=out,path=/dev/stdout", "-device", "virtserialport,chardev=out"]
     command += ["-device", "virtio-scsi-pci,id=bus"]
