@@ -394,19 +394,12 @@ MUTATIONS = {
         {"journal/journal.c": [
             ("    if (flush_until(journal, journal->complete_seq) < 0)\n        return;\n", ""),
         ]}),
-    "cached_block_forgotten_before_it_is_written": (
-        "E12: a block is cached until its stripe is on the members",
+    "tail_passes_what_is_being_written_out": (
+        "E12: a cached block bounds the tail until its stripe is on the members",
         "cache", 2000, LOST,
-        {"stripe/run.c": [
-            ("    run->punch_refused = false;\n    write_blocks(run);\n",
-             "    run->punch_refused = false;\n"
-             "    if (caches) {\n"
-             "        cached_unpin(run);\n"
-             "        cached_remove(run, run->touched & ~run->plan.failed);\n"
-             "        if (journal != NULL)\n"
-             "            journal_append_finish(journal, &append);\n"
-             "    }\n"
-             "    write_blocks(run);\n"),
+        {"stripe/write_back.c": [
+            ("    if (!cache_oldest(wb->cache, position))\n",
+             "    if (!cache_oldest_unchosen(wb->cache, position))\n"),
         ]}),
     "page_reused_while_it_is_written": (
         "C3: a page that is being written out stays",
@@ -418,7 +411,7 @@ MUTATIONS = {
         ]}),
     "reserve_ignored_by_writes": (
         "C2: a write takes nothing of what is set aside",
-        "cache", 500, LOST + r"|hang: |FAIL: (assertion|L2)",
+        "cache", 500, LOST + r"|hang: |FAIL: (L2|data is lost)",
         {"journal/journal.c": [
             ("    return journal->used_blocks + journal->reserved_blocks + blocks + 1 <= "
              "journal->ring_blocks;\n",
@@ -433,11 +426,9 @@ MUTATIONS = {
         ]}),
     "reserve_not_given_back": (
         "C2: what is set aside comes back with the write-out",
-        "cache", 500, r"hang: |FAIL: assertion",
+        "cache", 500, r"hang: ",
         {"stripe/run.c": [
-            ("    run->reserved += (int64_t)(set_aside - cache_counts(cache)->reserve_blocks);\n"
-             "    run->stuck &= ~stripes;\n",
-             "    (void)set_aside;\n    run->stuck &= ~stripes;\n"),
+            ("    if (run->reserved > 0 && !journal_failed(engine->journal))\n", "    if (false)\n"),
         ]}),
     "space_awaited_with_the_group_locked": (
         "E9: who waits for space in the log holds no group",
@@ -467,16 +458,6 @@ MUTATIONS = {
         {"array/array.c": [
             ("result = array->failed ? -EIO : journal_flush(array->journal);",
              "result = array->failed ? -EIO : 0;"),
-        ]}),
-    "cached_before_it_is_complete": (
-        "what is cached was logged, and nothing can come between",
-        "cache", 1000, LOST + r"|contract C2|FAIL: after a crash .* has ",
-        {"stripe/run.c": [
-            ("        result = log_stripe(run, append, (unsigned)__builtin_ctzll(stripes), through);\n",
-             "        result = log_stripe(run, append, (unsigned)__builtin_ctzll(stripes), through);\n"
-             "    if (!through && result == 0)\n        cached_put(run);\n"),
-            ("    if (result == 0)\n        cached_put(run);\n", ""),
-            ("/* Logs the stripes.", "static void cached_put(struct run *run);\n/* Logs the stripes."),
         ]}),
     "degraded_array_goes_on_caching": (
         "the first degraded moment writes everything out",
