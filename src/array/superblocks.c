@@ -21,7 +21,8 @@
  * B5. A journal that has failed is kept current, as far as it can be written, until all that it
  *     holds is on the members: a crash before that needs it, and a member may fail meanwhile, which
  *     costs two updates (B3). When it is struck off it falls behind for good. An update that could
- *     be written to all but the journal is not repeated: one behind it is still current.
+ *     be written to all but the journal is not repeated: one behind it is still current (in a
+ *     recovery it fails: B6).
  *
  * B6. While the log is being recovered nothing is recorded without the journal: it would be two
  *     events behind, so stale, and what only its log holds would be lost for a write that failed.
@@ -156,7 +157,7 @@ superblocks_judge(struct array *array, const int *errors)
 
         if (errors[c] == 0)
             continue;
-        any = any || (int)c != array->journal_candidate;
+        any = any || (int)c != array->journal_candidate || array->recovering; /* B6 */
         if ((int)c == array->journal_candidate) {
             array->journal_unwritable = true;
             array_journal_failed(array, errors[c], "superblock");
