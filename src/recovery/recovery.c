@@ -756,14 +756,19 @@ batch_log_again(struct batch *batch, struct journal *journal, uint64_t stripes)
     return result < 0 ? result : waited;
 }
 
+/* Blocks that are logged again at a time: what an append may take, less a meta block a stripe. */
+static unsigned
+batch_blocks(const struct journal *journal)
+{
+    return (unsigned)min_u64(BATCH_BLOCKS, max_u64(journal_reserve_max(journal) / 2, 1));
+}
+
 /* All data-only stripes behind the new beginning. */
 static task_fn int
 log_again(struct recovery *recovery, struct journal *journal, struct error *error)
 {
     struct batch *batch = &recovery->batches[0];
-    /* What an append may take, less a meta block a stripe. */
-    const unsigned most =
-        (unsigned)min_u64(BATCH_BLOCKS, max_u64(journal_reserve_max(journal) / 2, 1));
+    const unsigned most = batch_blocks(journal);
     uint64_t stripes;
 
     if (recovery->counts.open_blocks == 0)
@@ -783,15 +788,30 @@ log_again(struct recovery *recovery, struct journal *journal, struct error *erro
     return 0;
 }
 
-/* Blocks that the data-only stripes take behind a new beginning: their data, the parity of their
- * write-out, at worst a meta block for each, and some for a checkpoint. */
-static uint64_t
-blocks_to_log_again(const struct recovery *recovery)
+/* Is there room for a new beginning? While the old log counts, for the data of the data-only
+ * stripes, at worst with a meta block for each (who writes back keeps that much free); afterwards
+ * for their parity, too, and again a meta block for each. And some for a checkpoint. */
+static bool
+room_to_log_again(const struct recovery *recovery, uint64_t log_blocks)
 {
     const struct recovery_counts *counts = &recovery->counts;
+    const uint64_t some = recovery->config.geometry->members + 5;
+    const uint64_t again = counts->open_blocks + counts->data_only_stripes + some;
+    const uint64_t parity = counts->data_only_stripes * (1 + recovery->geometry.parity_count);
 
-    return counts->open_blocks + counts->data_only_stripes * (2 + recovery->geometry.parity_count) +
-           recovery->config.geometry->members + 4;
+    return log_blocks + again < recovery->ring_blocks && again + parity < recovery->ring_blocks;
+}
+
+/* Blocks that the data-only stripes take in the new log at most: batch_log_again for each batch.
+ * Two batches that follow each other have more than one may have. */
+static uint64_t
+blocks_logged_again(const struct recovery *recovery, const struct journal *journal)
+{
+    const struct recovery_counts *counts = &recovery->counts;
+    const uint64_t batches = 1 + 2 * counts->open_blocks / batch_blocks(journal);
+
+    return journal_need(journal, counts->data_only_stripes, counts->open_blocks, 0) +
+           min_u64(counts->data_only_stripes, batches);
 }
 
 /* V4: what stands behind the end could be taken for part of the log that goes on. */
@@ -910,8 +930,7 @@ recovery_restart(struct recovery *recovery, const struct recovery_target *target
     int result;
 
     if (recovery->counts.open_blocks > 0 &&
-        (pos == recovery->log.tail_bytes ||
-         log_blocks + blocks_to_log_again(recovery) + 1 >= recovery->ring_blocks))
+        (pos == recovery->log.tail_bytes || !room_to_log_again(recovery, log_blocks)))
         return continue_log(recovery, target, &config, journal, error);
 
     /* A log that fills the ring ends where it begins: the new beginning would overwrite the entry
@@ -935,9 +954,10 @@ recovery_restart(struct recovery *recovery, const struct recovery_target *target
     if (result < 0)
         return result;
     ignored(journal_hold(*journal, pos)); /* it is there already */
-    recovery->adopted = target->adopt && recovery->counts.open_blocks > 0 &&
-                        engine_adopts(target->engine, recovery->counts.open_blocks,
-                                      recovery->counts.data_only_stripes);
+    recovery->adopted =
+        target->adopt && recovery->counts.open_blocks > 0 &&
+        engine_adopts(target->engine, *journal, recovery->counts.open_blocks,
+                      recovery->counts.data_only_stripes, blocks_logged_again(recovery, *journal));
     result = log_again(recovery, *journal, error);
     /* V2: the tail moves when all is durable behind it. */
     if (result == 0) {

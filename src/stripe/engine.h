@@ -247,8 +247,10 @@ struct engine_found {
     const void *memory; /* 4096 bytes */
 };
 
-/* Could so many blocks of so many stripes live in the cache, with a log that holds them once? */
-bool engine_adopts(const struct engine *engine, uint64_t blocks, uint64_t stripes) must_check;
+/* Could so many blocks of so many stripes live in the cache, with a log that holds nothing else,
+ * and them in `logged` blocks? */
+bool engine_adopts(const struct engine *engine, const struct journal *journal, uint64_t blocks,
+                   uint64_t stripes, uint64_t logged) must_check;
 /* Caches it. In the order of the log, before engine_set_journal, which sets aside what they need.
  */
 void engine_adopt(struct engine *engine, const struct engine_found *found);

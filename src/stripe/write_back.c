@@ -373,7 +373,8 @@ engine_write_back_status(const struct engine *engine, struct write_back_status *
 /* --- Starting -------------------------------------------------------------------------------- */
 
 bool
-engine_adopts(const struct engine *engine, uint64_t blocks, uint64_t stripes)
+engine_adopts(const struct engine *engine, const struct journal *journal, uint64_t blocks,
+              uint64_t stripes, uint64_t logged)
 {
     const struct write_back *wb = engine->write_back;
     const struct cache_counts *counts;
@@ -381,12 +382,11 @@ engine_adopts(const struct engine *engine, uint64_t blocks, uint64_t stripes)
     if (wb == NULL)
         return false;
     counts = cache_counts(wb->cache);
-    /* The log holds the blocks, a meta block for each stripe at worst; what is set aside is at most
-     * a meta block and parity a stripe, and as much again as the blocks; and a step must have room.
-     */
+    /* What is set aside for b blocks of a stripe is at most b and its parity (C2); and the largest
+     * step must have room, and a checkpoint. */
     return blocks <= counts->blocks_max && stripes <= counts->stripes_max &&
-           2 * blocks + stripes * (2 + engine->geometry->parities) +
-                   2 * (engine->members_count + 8u) + wb->config.ring_blocks / 8 <
+           logged + blocks + stripes * engine->geometry->parities + journal_reserve_max(journal) +
+                   2 * (engine->members_count + 8u) <
                wb->config.ring_blocks;
 }
 
