@@ -273,12 +273,15 @@ cache_stripes(struct run *run, uint64_t reserved)
     int result;
 
     phase_begin(run);
-    do {
+    run->plan.failed = 0;
+    while (caches || masks_union(run, run->own) != 0) { /* else the memory is the caller's */
         run_look(run);
         memcpy(run->plan.need, run->part, run->engine->members_count * sizeof *run->part);
         plan_read(&run->plan, masks_union(run, run->part));
-    } while (!run_fetch(run, plan_count(run->own, run->engine->members_count) + mend_pages(run) +
-                                 dropped));
+        if (run_fetch(run,
+                      plan_count(run->own, run->engine->members_count) + mend_pages(run) + dropped))
+            break;
+    }
     if (caches && !cached_fetch(run)) {
         cached_unpin(run);
         area_give(run);
@@ -333,9 +336,8 @@ stripes_to_cache(struct run *run, struct cache_room *room)
     chosen = run->touched & ~stripes_full(run) & ~masks_union(run, run->unreadable) & ~run->stuck &
              ~masks_union(run, run->lost) & ~masks_union(run, run->logged);
     for (unsigned m = 0; m < run->engine->members_count; ++m)
-        need.blocks += (unsigned)__builtin_popcountll((run->full[m] | run->part[m]) &
-                                                      ~run->cached[m] & chosen);
-    need.stripes = (unsigned)__builtin_popcountll(chosen & ~masks_union(run, run->cached));
+        need.blocks += mask_count((run->full[m] | run->part[m]) & ~run->cached[m] & chosen);
+    need.stripes = mask_count(chosen & ~masks_union(run, run->cached));
     more.blocks = need.blocks > room->blocks ? need.blocks - room->blocks : 0;
     more.stripes = need.stripes > room->stripes ? need.stripes - room->stripes : 0;
     if (more.blocks + more.stripes > 0) {

@@ -97,6 +97,7 @@ gather(struct run *run)
     }
     gather_punches(run);
     run->touched = masks_union(run, run->full) | masks_union(run, run->part);
+    run->gathered = true;
 }
 
 /* Puts length bytes of new content at a place within a block that is put together in a page of
@@ -263,7 +264,7 @@ mask_bridged(uint64_t mask, unsigned most)
 static unsigned
 mask_runs(uint64_t mask)
 {
-    return (unsigned)__builtin_popcountll(mask & ~(mask << 1));
+    return mask_count(mask & ~(mask << 1));
 }
 
 /* What lies between blocks that are read or written is read too where that is cheaper than another
@@ -527,8 +528,7 @@ await_rest(struct run *run)
     const struct engine *engine = run->engine;
     struct piece_list *const queued = &run->group->pieces;
     const unsigned covered = plan_count(run->full, engine->members_count);
-    const unsigned all =
-        (unsigned)__builtin_popcountll(run->stripes) * engine->geometry->data_members;
+    const unsigned all = mask_count(run->stripes) * engine->geometry->data_members;
 
     if (covered < all / AWAIT_SHARE || covered == all)
         return;
@@ -574,9 +574,11 @@ fail_incomplete(struct run *run)
 static void
 changes_take(struct run *run, uint64_t stripes, bool through)
 {
-    gather(run);
+    if (!run->gathered)
+        gather(run);
     if (fail_incomplete(run))
         gather(run);
+    run->gathered = false;
     run->fua = false; /* what goes through the log is durable; who caches flushes the log */
     for (unsigned m = 0; m < run->engine->members_count; ++m) {
         const uint64_t wanted = through ? run->cached[m] : run->cached[m] & run->part[m];

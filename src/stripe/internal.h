@@ -111,6 +111,7 @@ struct run {
     uint64_t *write;    /* blocks to be written, from new_block */
     uint64_t *bridged;  /* blocks that are written as they were read, for one long I/O */
     uint64_t touched;   /* stripes that are written */
+    bool gathered;      /* full to touched, and punched, are just what the pieces say */
     uint64_t punched;   /* stripes that are punched */
     bool punch_refused; /* a device turned out not to punch */
 

@@ -67,7 +67,7 @@ plan_count(const uint64_t *masks, unsigned members)
     unsigned count = 0;
 
     for (unsigned m = 0; m < members; ++m)
-        count += (unsigned)__builtin_popcountll(masks[m]);
+        count += mask_count(masks[m]);
     return count;
 }
 

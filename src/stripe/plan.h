@@ -81,6 +81,15 @@ void plan_read(struct plan *plan, uint64_t stripes);
  * new content; part: blocks of which a part gets new content. */
 void plan_write(struct plan *plan, uint64_t stripes, const uint64_t *full, const uint64_t *part);
 
+/* Bits in a mask. Most have none or one. */
+static inline unsigned
+mask_count(uint64_t mask)
+{
+    if ((mask & (mask - 1)) == 0)
+        return mask != 0;
+    return (unsigned)__builtin_popcountll(mask);
+}
+
 /* Blocks in a mask array. */
 unsigned plan_count(const uint64_t *masks, unsigned members);
 
