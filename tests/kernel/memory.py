@@ -101,17 +101,17 @@ def array_make(work, options, stripes):
     data = options.members - (2 if options.level == 6 else 1)
     total = stripes + options.complete
     expect(options.blocks <= data, f"a stripe of {options.members} members has {data} blocks")
-    rows = -(-total // CHUNK_BLOCKS)
+    rows = -(-total * options.stride // CHUNK_BLOCKS)
     paths = images_make(work, options.members, 2 * MIB + rows * CHUNK, "m")
     journal = os.path.join(work, "journal")
     with open(journal, "wb") as image:
         image.truncate(MIB + max(4 * MIB, int(options.ring * total) * 4096))
     create(paths, "--assume-clean", f"--write-journal={journal}", level=options.level, chunk=CHUNK >> 10)
     log = Log(journal)
-    count = rows * CHUNK_BLOCKS
+    count = rows * CHUNK_BLOCKS // options.stride
     step = next(step for step in range(int(count * 0.618) + 1, 2 * count) if math.gcd(step, count) == 1)
     for number in range(total):
-        stripe = number * step % count
+        stripe = number * step % count * options.stride
         row, inside = divmod(stripe, CHUNK_BLOCKS)
         # Which members they are does not matter; the chunks of a row stand one behind the other in the array.
         blocks = [(row * data + (number + i) % data) * CHUNK_BLOCKS + inside for i in range(options.blocks)]
@@ -175,6 +175,7 @@ def main():
     parser.add_argument("--memory", type=int, default=512, help="of the guest, in MiB (512)")
     parser.add_argument("--complete", type=int, default=0, help="stripes with parity in the log as well, in between (0)")
     parser.add_argument("--ring", type=float, default=20, help="room in the ring, in blocks for each stripe (20)")
+    parser.add_argument("--stride", type=int, default=1, help="only each so many-th stripe is in the log (1)")
     parser.add_argument("--plain", action="store_true", help="assemble it to be written to at once")
     parser.add_argument("--seconds", type=int, default=120, help="for the kernel, before it is said to hang (120)")
     parser.add_argument("level", type=int)
