@@ -388,6 +388,8 @@ geometry_choose(struct history *history)
         chunks = (chunks + 2) / 3;
     if (history->mode->every_percent == 100)
         chunks = (chunks + 3) / 4;
+    else if (history->mode->cache_percent > 0 && random_percent(random, 15))
+        chunks *= 3; /* more groups, so that there is something to choose from */
     config.size_bytes = chunks * config.chunk_bytes;
     if (geometry_init(&history->geometry, &config) < 0)
         sim_fail("the simulator chose a geometry that is none: level %d layout %u", config.level,

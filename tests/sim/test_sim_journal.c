@@ -329,7 +329,7 @@ log_without_room_goes_on_whatever_the_moment(void **state)
                 story_entry_empty(s, b, SEQ + b - blocks);
             /* Of an older lap, where the second entry of the log that goes on will stand, and with
              * its number: nobody may take it for that. */
-            story_entry_data(s, end_block + 3, SEQ + end_block - blocks + 1, 0x99);
+            story_entry_data(s, end_block + 4, SEQ + end_block - blocks + 1, 0x99);
             story_store(s);
             story_play(s, sees_data);
             assert_int_equal(s->started, 0);

@@ -235,7 +235,7 @@ MUTATIONS = {
     "page_changed_while_it_is_logged": (
         "J7: what is being logged does not change",
         "journal", 300, LOST,
-        {"stripe/run.c": [
+        {"stripe/change.c": [
             ("    result = journal_append_step(engine->journal, append, &step);\n",
              "    result = journal_append_step(engine->journal, append, &step);\n"
              "    if (through)\n"
@@ -278,11 +278,14 @@ MUTATIONS = {
              "            journal->reserved_blocks -= parities;\n"
              "            journal->used_blocks += parities;\n"
              "        }\n"),
+        ], "stripe/request.c": [
+            ("    const uint64_t logged = blocks + stripes * (1 + parities);\n",
+             "    const uint64_t logged = blocks + stripes * (2 + parities);\n"),
         ]}),
     "members_written_after_a_failed_journal_write": (
         "E6: nothing of a stripe goes to a member if the log fails",
         STORY + "failed_journal_is_struck_off_and_nothing_is_lost", 1, FAILED_TEST,
-        {"stripe/run.c": [
+        {"stripe/change.c": [
             ("    if (journal != NULL && log_stripes(run, &append, parity_stripes, reserved, true) < 0) {",
              "    if (journal != NULL &&\n"
              "        log_stripes(run, &append, parity_stripes, reserved, true) < 0 &&\n"
@@ -293,6 +296,7 @@ MUTATIONS = {
         "journal", 3000, LOST,
         {"stripe/request.c": [
             ("    if (engine->journal != NULL)\n        return false; /* E8 */\n", ""),
+            ("    case PIECE_ZERO:\n", "    case PIECE_ZERO:\n    case PIECE_PUNCH:\n"),
         ]}),
     "recovery_trusts_a_length": (
         "J1 of the format: every length and place on disk is hostile until it is checked",
@@ -340,7 +344,7 @@ MUTATIONS = {
     "delta_from_the_cached_content": (
         "E10: parity's difference is to what the member holds",
         CACHE + "delta_is_to_what_the_member_holds", 1, FAILED_TEST,
-        {"stripe/run.c": [
+        {"stripe/parity_run.c": [
             ("            .old = run->old_block[block_at(run, m, s)],\n",
              "            .old = run->based[m] >> s & 1 ? run->cached_block[block_at(run, m, s)]\n"
              "                                          : run->old_block[block_at(run, m, s)],\n"),
@@ -368,14 +372,14 @@ MUTATIONS = {
     "dropped_page_not_verified": (
         "C4: what is read back is what was logged, or an error",
         CACHE + "rotten_block_is_an_error", 1, FAILED_TEST,
-        {"stripe/run.c": [
+        {"stripe/cached.c": [
             ("            if (journal_checksum(config->checksum_seed, run->cached_block[b], BLOCK_BYTES) ==\n"
              "                checksum)\n", "            if (true)\n"),
         ]}),
     "partial_block_completed_from_the_member": (
         "E11: the rest of a block that is cached is in the cache",
         "cache", 100, WRONG_DATA,
-        {"stripe/run.c": [
+        {"stripe/change.c": [
             ("through ? run->cached[m] : run->cached[m] & run->part[m];",
              "through ? run->cached[m] : 0;"),
         ]}),
@@ -404,14 +408,14 @@ MUTATIONS = {
     "page_reused_while_it_is_written": (
         "C3: a page that is being written out stays",
         "cache", 2000, EITHER + "|contract C2|FAIL: assertion",
-        {"stripe/run.c": [
+        {"stripe/cached.c": [
             ("                cache_pin(cache, run->node[b]);\n", "                ;\n"),
             ("                cache_unpin(run->engine->write_back->cache, run->node[b]);\n",
              "                ;\n"),
         ]}),
     "reserve_ignored_by_writes": (
         "C2: a write takes nothing of what is set aside",
-        "cache", 500, LOST + r"|hang: |FAIL: (L2|data is lost)",
+        "cache", 500, LOST + r"|hang: |FAIL: (L2|data is lost)|Assertion `journal->used_blocks",
         {"journal/journal.c": [
             ("    return journal->used_blocks + journal->reserved_blocks + blocks + 1 <= "
              "journal->ring_blocks;\n",
@@ -434,14 +438,12 @@ MUTATIONS = {
         "E9: who waits for space in the log holds no group",
         "cache", 500, r"hang: ",
         {"stripe/request.c": [
-            ("    if (reserve > 0 && journal_reserve(engine->journal, reserve) < 0) {\n",
-             "    if (false) {\n"),
-        ], "stripe/run.c": [
-            ("        run->reserved += (int64_t)piece->reserved;\n        piece->reserved = 0;\n",
+            ("    result = journal_reserve(engine->journal, reserve);\n", "    result = 0;\n"),
+        ], "stripe/change.c": [
+            ("        run->reserved += (int64_t)piece->reserved;\n",
              "        if (piece->reserved > 0 &&\n"
              "            journal_reserve(run->engine->journal, piece->reserved) == 0)\n"
-             "            run->reserved += (int64_t)piece->reserved;\n"
-             "        piece->reserved = 0;\n"),
+             "            run->reserved += (int64_t)piece->reserved;\n"),
         ]}),
     "fua_answered_before_the_flush": (
         "a cached write with FUA is durable when it is answered",
