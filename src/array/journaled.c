@@ -266,6 +266,8 @@ journal_give_up(struct array *array)
 
     /* A journal whose superblock failed, and not its log, takes no appends any more either. */
     journal_end_waiting(array->journal);
+    /* Nor does the cache: who waits for room in it would wait for write-outs that do not come. */
+    engine_write_back(array->engine, false);
     /* What is cached goes to the members without being logged. Should the power be cut on the way,
      * blocks that it has torn there are whole in the log, if that is durable. */
     if (array->journal_may_flush && engine_caches(array->engine))
