@@ -304,6 +304,94 @@ cache_stripes(struct run *run, uint64_t reserved)
     return true;
 }
 
+/* How many blocks of the stripe are cached, and whether the member's is; false if some are not as
+ * they should be. */
+static bool
+stripe_sound(const struct cache *cache, uint64_t stripe, unsigned member, unsigned *blocks,
+             bool *there)
+{
+    *blocks = 0;
+    *there = false;
+    for (cache_node n = cache_first(cache, stripe); n != 0; n = cache_next(cache, n)) {
+        if (cache_lost(cache, n) || cache_stuck(cache, n))
+            return false;
+        ++*blocks;
+        *there = *there || cache_member(cache, n) == member;
+    }
+    return true;
+}
+
+static bool
+members_whole(const struct run *run)
+{
+    const struct engine *engine = run->engine;
+
+    for (unsigned m = 0; m < engine->members_count; ++m)
+        if (!member_readable(&engine->members[m], run->base, engine->group_bytes))
+            return false;
+    return true;
+}
+
+task_fn bool
+cache_single(struct run *run)
+{
+    const struct engine *engine = run->engine;
+    struct write_back *wb = engine->write_back;
+    struct piece *piece = run->pieces.first;
+    struct journal_append append;
+    struct journal_data data = {.array_offset = piece->array_offset, .memory = piece->memory};
+    struct journal_step step = {.data_count = 1, .data = &data};
+    struct place place;
+    unsigned before, after;
+    bool there;
+    uint64_t stripe, need, keep, set_aside;
+    int result, waited;
+
+    if (piece->next != NULL || piece->kind != PIECE_WRITE || piece->length != BLOCK_BYTES ||
+        (piece->array_offset | (uintptr_t)piece->memory) % BLOCK_BYTES != 0 ||
+        engine->geometry->data_members == 1 || !write_back_fills(wb) ||
+        journal_failed(engine->journal) || !members_whole(run))
+        return false;
+    geometry_map(engine->geometry, piece->array_offset, &place);
+    stripe = place.member_offset / BLOCK_BYTES;
+    if (!stripe_sound(wb->cache, stripe, place.member, &before, &there) ||
+        piece->room.blocks < !there || piece->room.stripes < (before == 0))
+        return false;
+    after = before + !there;
+    need = journal_need(engine->journal, 1, 1, 0);
+    keep = need + cache_reserve(wb->cache, after) - cache_reserve(wb->cache, before);
+    assert(piece->reserved >= keep);
+    if (piece->reserved > keep)
+        journal_unreserve(engine->journal, piece->reserved - keep);
+    run->reserved = (int64_t)(keep - need);
+    piece->reserved = 0;
+
+    ++wb->caching;
+    step.member_offset = place.member_offset;
+    journal_append_begin(engine->journal, &append, need);
+    result = journal_append_step(engine->journal, &append, &step);
+    waited = journal_append_wait(engine->journal, &append, JOURNAL_COMPLETE);
+    if (result == 0 && waited == 0) {
+        set_aside = cache_counts(wb->cache)->reserve_blocks;
+        cache_put(wb->cache,
+                  &(struct cache_place){.stripe = stripe,
+                                        .member = place.member,
+                                        .entry_block = step.entry_position / BLOCK_BYTES,
+                                        .block = step.first_block,
+                                        .checksum = data.checksum},
+                  piece->memory);
+        run->reserved -= (int64_t)(cache_counts(wb->cache)->reserve_blocks - set_aside);
+        write_back_put(wb);
+    } else {
+        piece->result = -EIO;
+    }
+    journal_append_finish(engine->journal, &append);
+    if (--wb->caching == 0)
+        write_back_moved(wb);
+    cache_promise_end(wb->cache, piece->room);
+    return true;
+}
+
 /* Which of the stripes that are changed have all their data changed? */
 static uint64_t
 stripes_full(const struct run *run)

@@ -611,6 +611,15 @@ phase_resync(struct run *run)
             piece->result = -EIO;
 }
 
+/* What nothing has taken of the log. */
+static void
+reserved_give(struct run *run)
+{
+    if (run->reserved > 0 && !journal_failed(run->engine->journal))
+        journal_unreserve(run->engine->journal, (uint64_t)run->reserved);
+    assert(run->reserved >= 0 || journal_failed(run->engine->journal));
+}
+
 task_fn void
 run_group(struct run *run)
 {
@@ -619,6 +628,10 @@ run_group(struct run *run)
 
     run->base = run->group->index * engine->group_bytes;
     run->reserved = 0;
+    if (cache_single(run)) {
+        reserved_give(run);
+        return;
+    }
     run->losses = 0;
     run->stripes = mask_of(
         0, (unsigned)(min_u64(engine->group_bytes, engine->geometry->member_bytes - run->base) /
@@ -637,7 +650,5 @@ run_group(struct run *run)
         phase_changes(run);
     if (resyncs)
         phase_resync(run);
-    if (run->reserved > 0 && !journal_failed(engine->journal))
-        journal_unreserve(engine->journal, (uint64_t)run->reserved);
-    assert(run->reserved >= 0 || journal_failed(engine->journal));
+    reserved_give(run);
 }

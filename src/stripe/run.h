@@ -154,6 +154,11 @@ void cached_end(struct run *run);
  * change_stripes. */
 task_fn bool cache_stripes(struct run *run, uint64_t reserved) must_check;
 
+/* The commonest change, with no more ado: one whole block, alone, out of the caller's memory, into
+ * a stripe that lacks nothing. False if it is something else, or cannot be cached; then nothing was
+ * done. */
+task_fn bool cache_single(struct run *run) must_check;
+
 /* The part of what has been gathered that is cached; there is room for it, or *room grows. The rest
  * goes through:
  *
