@@ -272,15 +272,17 @@ class LargeArray(CachedArray):
 
 @contextlib.contextmanager
 def switching(server, pause):
-    """Inside, the mode is switched there and back, as long as the server lives. How often that was done: [count]."""
+    """Inside, the mode is switched there and back, as long as the server lives. How often that was begun: [count]."""
     count = [0]
     over = threading.Event()
 
     def switch():
         for mode in itertools.cycle(("write-through", "write-back")):
-            if over.wait(pause) or journal_mode(server, mode).returncode:
+            if over.wait(pause):
                 break
             count[0] += 1
+            if journal_mode(server, mode).returncode:
+                break
 
     thread = threading.Thread(target=switch)
     thread.start()
