@@ -7,11 +7,13 @@ Model remembers them, and judges what is read after the crash. A block is 4 KiB,
 which a journal keeps whole.
 """
 
+import contextlib
+import itertools
 import struct
 import threading
 import time
 
-from harness import Failed, expect
+from harness import Failed, expect, journal_mode
 
 BLOCK = 4096
 CONNECTIONS = 3
@@ -125,6 +127,29 @@ def load_and_kill(server, model, rng, seconds, kill=None, **options):
         server.discard()
     expect(load.acked > 0, f"not one request was acknowledged\n{told}")
     return load
+
+
+@contextlib.contextmanager
+def switching(server, pause):
+    """Inside, the mode is switched there and back, as long as the server lives. How often that was begun: [count]."""
+    count = [0]
+    over = threading.Event()
+
+    def switch():
+        for mode in itertools.cycle(("write-through", "write-back")):
+            if over.wait(pause):
+                break
+            count[0] += 1
+            if journal_mode(server, mode).returncode:
+                break
+
+    thread = threading.Thread(target=switch)
+    thread.start()
+    try:
+        yield count
+    finally:
+        over.set()
+        thread.join()
 
 
 class Load:

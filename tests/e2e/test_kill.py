@@ -30,7 +30,6 @@ so that pages are dropped.
 What a failure leaves is named in its message: the images as the kill left them.
 """
 
-import contextlib
 import itertools
 import json
 import os
@@ -40,12 +39,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
-from harness import (MIB, Failed, Server, Skip, create, expect, images_make, journal_mode, main, nbd_read_all,
-                     resync_wait, rng_for, stripelog, superblock_field)
-from load import BLOCK, Model, Piece, described, load_and_kill, whole
+from harness import (MIB, Failed, Server, Skip, create, expect, images_make, main, nbd_read_all, resync_wait,
+                     rng_for, stripelog, superblock_field)
+from load import BLOCK, Model, Piece, described, load_and_kill, switching, whole
 
 MEMBER_BYTES = 5 * MIB
 JOURNAL_BYTES = 5 * MIB  # with the superblock's megabyte off: 4 MiB of log, the least there is
@@ -268,29 +266,6 @@ class LargeArray(CachedArray):
 
     def mode(self, rng):
         return [MEMORY, "--journal-mode=write-back", "--kernel-recoverable=no"]
-
-
-@contextlib.contextmanager
-def switching(server, pause):
-    """Inside, the mode is switched there and back, as long as the server lives. How often that was begun: [count]."""
-    count = [0]
-    over = threading.Event()
-
-    def switch():
-        for mode in itertools.cycle(("write-through", "write-back")):
-            if over.wait(pause):
-                break
-            count[0] += 1
-            if journal_mode(server, mode).returncode:
-                break
-
-    thread = threading.Thread(target=switch)
-    thread.start()
-    try:
-        yield count
-    finally:
-        over.set()
-        thread.join()
 
 
 def arrays(work):

@@ -13,6 +13,9 @@ lost, sector by sector. Then
  - it must read the same without a member, as the cut left it and recovered;
  - a second cut, in the middle of the recovery, changes nothing.
 
+In write-back the mode is switched there and back in some rounds, and some begin
+with the log as the cut left it.
+
     test_power_cut.py [ROUNDS [SEED]]
 """
 
@@ -24,7 +27,7 @@ import tempfile
 import time
 
 from harness import (MIB, Failed, Server, Skip, create_cached, expect, main, nbd_read_all, need_program, stripelog)
-from load import Model, load_and_kill
+from load import Model, load_and_kill, switching
 from lossy import PowerCut
 
 SAMPLE = 3
@@ -41,7 +44,8 @@ class Array:
         self.devices = create_cached(self.work, count, 5 * MIB, level=level, **geometry)
         self.model = Model(self.content())
         self.version = self.rounds = 0
-        self.totals = dict.fromkeys(("requests acknowledged", "blocks flushed", "blocks in lost caches", "second cuts"), 0)
+        self.totals = dict.fromkeys(("requests acknowledged", "blocks flushed", "blocks in lost caches", "second cuts",
+                                     "switches of the mode", "cuts upon a cut"), 0)
 
     def content(self, without=None, devices=None):
         devices = [path for role, path in enumerate(devices or self.devices) if role != without]
@@ -53,8 +57,11 @@ class Array:
         rng = random.Random(f"{seed} {self.name} {self.rounds}")
         with PowerCut(self.devices, self.work, rng.random()) as power:
             server = Server(power.paths, MEMORY, f"--journal-mode={mode}")
-            load = load_and_kill(server, self.model, rng, rng.uniform(0.2, 1.2), version=self.version, blocks_max=30,
-                                 kill=lambda: power.cut(server.process))
+            pause = rng.uniform(0.02, 0.2) if mode == "write-back" and rng.random() < 0.4 else 60.0
+            with switching(server, pause) as switches:
+                load = load_and_kill(server, self.model, rng, rng.uniform(0.2, 1.2), version=self.version,
+                                     blocks_max=30, kill=lambda: power.cut(server.process))
+        self.totals["switches of the mode"] += switches[0]
         self.version = load.version
         self.totals["requests acknowledged"] += load.acked
         self.totals["blocks flushed"] += load.durable
@@ -84,6 +91,10 @@ class Array:
                 server.discard()
             self.totals["second cuts"] += 1
             expect(self.content() == shown, "another content after a cut in the recovery")
+        if mode == "write-back" and rng.random() < 0.4:
+            self.totals["cuts upon a cut"] += 1  # the next load finds the log as it is
+            self.model.settle(shown)
+            return
         copies = [os.path.join(kept, os.path.basename(path)) for path in self.devices]
         without = rng.randrange(self.count)
         for devices in ([path for role, path in enumerate(copies) if role != without], self.devices):
