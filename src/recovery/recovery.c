@@ -5,6 +5,7 @@
 #include "recovery/recovery.h"
 
 #include "runtime/pages.h"
+#include "stripe/cache.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -918,6 +919,25 @@ recovery_adopted(const struct recovery *recovery)
     return recovery->adopted;
 }
 
+/* Data-only stripes of the fullest class. */
+static uint64_t
+class_stripes(const struct journal_records *records)
+{
+    uint64_t counts[CACHE_CLASSES] = {0};
+    uint64_t last = UINT64_MAX, most = 0;
+
+    for (size_t i = 0; i < records->count; ++i) {
+        const uint64_t stripe = record_stripe(&records->all[i]);
+
+        if (!record_open(&records->all[i]) || stripe == last)
+            continue;
+        last = stripe;
+        if (++counts[stripe % CACHE_CLASSES] > most)
+            most = counts[stripe % CACHE_CLASSES];
+    }
+    return most;
+}
+
 task_fn int
 recovery_restart(struct recovery *recovery, const struct recovery_target *target,
                  const struct journal_config *given, struct journal **journal, struct error *error)
@@ -954,10 +974,14 @@ recovery_restart(struct recovery *recovery, const struct recovery_target *target
     if (result < 0)
         return result;
     ignored(journal_hold(*journal, pos)); /* it is there already */
-    recovery->adopted =
-        target->adopt && recovery->counts.open_blocks > 0 &&
-        engine_adopts(target->engine, *journal, recovery->counts.open_blocks,
-                      recovery->counts.data_only_stripes, blocks_logged_again(recovery, *journal));
+    recovery->adopted = target->adopt && recovery->counts.open_blocks > 0 &&
+                        engine_adopts(target->engine, *journal,
+                                      &(struct engine_adoption){
+                                          .blocks = recovery->counts.open_blocks,
+                                          .stripes = recovery->counts.data_only_stripes,
+                                          .class_stripes = class_stripes(&recovery->records),
+                                          .logged_blocks = blocks_logged_again(recovery, *journal),
+                                      });
     result = log_again(recovery, *journal, error);
     /* V2: the tail moves when all is durable behind it. */
     if (result == 0) {

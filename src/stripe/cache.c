@@ -43,6 +43,7 @@ struct cache {
     unsigned group_shift;
     struct cache_counts counts;
     struct cache_room promised;
+    uint64_t class_stripes[CACHE_CLASSES];
 
     /* All owned. */
     struct node *nodes; /* [1 .. blocks_max] */
@@ -118,7 +119,7 @@ cache_create(const struct cache_config *config, struct cache **out)
     --cache->hash_mask;
     index_bytes = blocks * CACHE_NODE_BYTES;
     cache->counts.blocks_max = blocks;
-    cache->counts.stripes_max = config->stripes_max;
+    cache->counts.class_stripes_max = config->class_stripes_max;
     cache->counts.pages_max =
         min_u64(config->bytes > index_bytes
                     ? (config->bytes - index_bytes) / (BLOCK_BYTES + sizeof(struct frame))
@@ -262,10 +263,11 @@ cache_promise(struct cache *cache, struct cache_room room)
     const struct cache_counts *counts = &cache->counts;
 
     if (counts->blocks + cache->promised.blocks + room.blocks > counts->blocks_max ||
-        counts->stripes + cache->promised.stripes + room.stripes > counts->stripes_max)
+        counts->class_stripes + cache->promised.class_stripes + room.class_stripes >
+            counts->class_stripes_max)
         return false;
     cache->promised.blocks += room.blocks;
-    cache->promised.stripes += room.stripes;
+    cache->promised.class_stripes += room.class_stripes;
     return true;
 }
 
@@ -273,7 +275,7 @@ void
 cache_promise_end(struct cache *cache, struct cache_room room)
 {
     cache->promised.blocks -= room.blocks;
-    cache->promised.stripes -= room.stripes;
+    cache->promised.class_stripes -= room.class_stripes;
 }
 
 /* --- Order ----------------------------------------------------------------------------------- */
@@ -489,6 +491,20 @@ node_take(struct cache *cache)
     return ++cache->nodes_used;
 }
 
+static void
+stripe_count(struct cache *cache, uint64_t stripe, bool added)
+{
+    struct cache_counts *counts = &cache->counts;
+    uint64_t *class_stripes = &cache->class_stripes[stripe % CACHE_CLASSES];
+
+    counts->stripes += added ? 1 : UINT64_MAX;
+    *class_stripes += added ? 1 : UINT64_MAX;
+    counts->class_stripes = 0;
+    for (unsigned i = 0; i < CACHE_CLASSES; ++i)
+        if (cache->class_stripes[i] > counts->class_stripes)
+            counts->class_stripes = cache->class_stripes[i];
+}
+
 /* The stripe has, instead of `before`, `after` blocks that count for its reserve. */
 static void
 stripe_counts(struct cache *cache, uint64_t stripe, unsigned before, unsigned after)
@@ -497,8 +513,8 @@ stripe_counts(struct cache *cache, uint64_t stripe, unsigned before, unsigned af
 
     cache->counts.reserve_blocks += cache_reserve(cache, after);
     cache->counts.reserve_blocks -= cache_reserve(cache, before);
-    cache->counts.stripes += before == 0 && after > 0;
-    cache->counts.stripes -= before > 0 && after == 0;
+    if ((before == 0) != (after == 0))
+        stripe_count(cache, stripe, after > 0);
     cache->counts.full_stripes -= before == full && after < full;
     if (after == full && before < full) {
         ++cache->counts.full_stripes;

@@ -35,15 +35,18 @@
 
 #define CACHE_NODE_BYTES 32u /* with the hash */
 #define CACHE_STRIPE_MAX (UINT64_C(1) << 40)
+/* Stripes are limited by class, their number modulo 8: a kernel that recovers them needs memory for
+ * eight times the fullest class (docs/testing.md). */
+#define CACHE_CLASSES 8u
 
 struct cache_config {
     unsigned data_members; /* blocks of data in a stripe */
     unsigned parities;
-    unsigned group_stripes; /* a power of two, at most 64 */
-    uint64_t ring_blocks;   /* at most 2^32 */
-    uint64_t bytes;         /* for everything */
-    uint64_t index_bytes;   /* of these, for nodes at most */
-    uint64_t stripes_max;   /* that may be cached at a time; UINT64_MAX: any number */
+    unsigned group_stripes;     /* a power of two, at most 64 */
+    uint64_t ring_blocks;       /* at most 2^32 */
+    uint64_t bytes;             /* for everything */
+    uint64_t index_bytes;       /* of these, for nodes at most */
+    uint64_t class_stripes_max; /* that may be cached at a time; UINT64_MAX: any number */
 };
 
 struct cache;
@@ -59,7 +62,8 @@ struct cache_counts {
     uint64_t blocks; /* cached, the lost ones with them */
     uint64_t lost_blocks;
     uint64_t stripes, full_stripes; /* with blocks that are not lost; with all their data */
-    uint64_t blocks_max, stripes_max;
+    uint64_t class_stripes;         /* of the fullest class */
+    uint64_t blocks_max, class_stripes_max;
     uint64_t pages, pages_max;
     uint64_t cached_total, overwritten;
     uint64_t reserve_blocks; /* C2, of all stripes */
@@ -86,10 +90,10 @@ void cache_copy(const struct cache *cache, cache_node node, uint64_t *ring_block
 /* Blocks of the log to be set aside for a stripe with so many cached blocks: C2. */
 uint64_t cache_reserve(const struct cache *cache, unsigned blocks) must_check;
 
-/* Room for so many more blocks and stripes, beside what was promised to others? Then they are
- * promised, until cache_promise_end. */
+/* Room for so many more blocks, and stripes of each class, beside what was promised to others? Then
+ * they are promised, until cache_promise_end. */
 struct cache_room {
-    uint64_t blocks, stripes;
+    uint64_t blocks, class_stripes;
 };
 bool cache_promise(struct cache *cache, struct cache_room room) must_check;
 void cache_promise_end(struct cache *cache, struct cache_room room);

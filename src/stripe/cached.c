@@ -355,7 +355,7 @@ cache_single(struct run *run)
     geometry_map(engine->geometry, piece->array_offset, &place);
     stripe = place.member_offset / BLOCK_BYTES;
     if (!stripe_sound(wb->cache, stripe, place.member, &before, &there) ||
-        piece->room.blocks < !there || piece->room.stripes < (before == 0))
+        piece->room.blocks < !there || piece->room.class_stripes < (before == 0))
         return false;
     after = before + !there;
     need = journal_need(engine->journal, 1, 1, 0);
@@ -410,6 +410,20 @@ stripes_full(const struct run *run)
     return full;
 }
 
+/* Most of the stripes that are of one class: see cache.h. */
+static uint64_t
+class_stripes(uint64_t stripes)
+{
+    unsigned most = 0;
+
+    for (unsigned i = 0; i < CACHE_CLASSES; ++i) {
+        const unsigned count = mask_count(stripes >> i & UINT64_C(0x0101010101010101));
+
+        most = count > most ? count : most;
+    }
+    return most;
+}
+
 uint64_t
 stripes_to_cache(struct run *run, struct cache_room *room)
 {
@@ -425,14 +439,15 @@ stripes_to_cache(struct run *run, struct cache_room *room)
              ~masks_union(run, run->lost) & ~masks_union(run, run->logged);
     for (unsigned m = 0; m < run->engine->members_count; ++m)
         need.blocks += mask_count((run->full[m] | run->part[m]) & ~run->cached[m] & chosen);
-    need.stripes = mask_count(chosen & ~masks_union(run, run->cached));
+    need.class_stripes = class_stripes(chosen & ~masks_union(run, run->cached));
     more.blocks = need.blocks > room->blocks ? need.blocks - room->blocks : 0;
-    more.stripes = need.stripes > room->stripes ? need.stripes - room->stripes : 0;
-    if (more.blocks + more.stripes > 0) {
+    more.class_stripes =
+        need.class_stripes > room->class_stripes ? need.class_stripes - room->class_stripes : 0;
+    if (more.blocks + more.class_stripes > 0) {
         if (!cache_promise(wb->cache, more))
             return 0;
         room->blocks += more.blocks;
-        room->stripes += more.stripes;
+        room->class_stripes += more.class_stripes;
     }
     return chosen;
 }

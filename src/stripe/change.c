@@ -664,7 +664,7 @@ phase_changes(struct run *run)
     for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
         run->reserved += (int64_t)piece->reserved;
         room.blocks += piece->room.blocks;
-        room.stripes += piece->room.stripes;
+        room.class_stripes += piece->room.class_stripes;
     }
     caching = stripes_to_cache(run, &room);
     through = run->touched & ~caching;

@@ -247,10 +247,15 @@ struct engine_found {
     const void *memory; /* 4096 bytes */
 };
 
-/* Could so many blocks of so many stripes live in the cache, with a log that holds nothing else,
- * and them in `logged` blocks? */
-bool engine_adopts(const struct engine *engine, const struct journal *journal, uint64_t blocks,
-                   uint64_t stripes, uint64_t logged) must_check;
+/* What is found at a start. */
+struct engine_adoption {
+    uint64_t blocks, stripes;
+    uint64_t class_stripes; /* most of those with the same number modulo CACHE_CLASSES */
+    uint64_t logged_blocks; /* that they take in a log that holds nothing else */
+};
+/* Could it live in the cache? */
+bool engine_adopts(const struct engine *engine, const struct journal *journal,
+                   const struct engine_adoption *found) must_check;
 /* Caches it. In the order of the log, before engine_set_journal, which sets aside what they need.
  */
 void engine_adopt(struct engine *engine, const struct engine_found *found);

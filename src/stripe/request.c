@@ -59,12 +59,16 @@ blocks_stripes(const struct engine *engine, const struct engine_block *blocks, u
     return stripes;
 }
 
-/* Blocks and stripes that a piece changes at most: a contiguous range has at most one stripe for
- * each block. */
-static struct cache_room
+/* What a piece changes at most. */
+struct extent {
+    uint64_t blocks, stripes;
+    uint64_t class_stripes; /* see cache.h */
+};
+
+static struct extent
 piece_extent(const struct engine *engine, const struct piece *piece)
 {
-    uint64_t blocks;
+    uint64_t blocks, stripes;
 
     switch (piece->kind) {
     case PIECE_WRITE:
@@ -72,11 +76,14 @@ piece_extent(const struct engine *engine, const struct piece *piece)
         blocks = (round_up(piece->array_offset + piece->length, BLOCK_BYTES) -
                   round_down(piece->array_offset, BLOCK_BYTES)) /
                  BLOCK_BYTES;
-        return (struct cache_room){blocks, min_u64(blocks, engine->group_stripes)};
+        /* A contiguous range has at most one stripe for each block. In a group these are at most
+         * two runs, each with one stripe more of some classes than of others. */
+        stripes = min_u64(blocks, engine->group_stripes);
+        return (struct extent){blocks, stripes, min_u64(stripes, stripes / CACHE_CLASSES + 2)};
     case PIECE_WRITE_OUT:
-        return (struct cache_room){0, blocks_stripes(engine, piece->blocks, piece->length)};
+        return (struct extent){.stripes = blocks_stripes(engine, piece->blocks, piece->length)};
     default:
-        return (struct cache_room){0, 0};
+        return (struct extent){0};
     }
 }
 
@@ -84,7 +91,7 @@ piece_extent(const struct engine *engine, const struct piece *piece)
 static task_fn int
 piece_reserve(struct engine *engine, struct piece *piece, uint64_t member_offset)
 {
-    const struct cache_room extent = piece_extent(engine, piece);
+    const struct extent extent = piece_extent(engine, piece);
     const uint64_t reserve =
         piece->kind == PIECE_WRITE_OUT
             ? extent.stripes * (1 + (uint64_t)engine->geometry->parities) /* its data is there */
@@ -95,7 +102,8 @@ piece_reserve(struct engine *engine, struct piece *piece, uint64_t member_offset
     if (engine->journal == NULL || extent.stripes == 0)
         return 0;
     if (engine->write_back != NULL && extent.blocks > 0)
-        room = write_back_room(engine->write_back, member_offset / engine->group_bytes, extent);
+        room = write_back_room(engine->write_back, member_offset / engine->group_bytes,
+                               (struct cache_room){extent.blocks, extent.class_stripes});
     result = journal_reserve(engine->journal, reserve);
     if (result < 0) {
         if (room.blocks > 0)

@@ -73,7 +73,8 @@ oldest_wanted(struct write_back *wb)
     return !wb->filling || wb->draining > 0 || wb->idle || wb->rotten || wb->owed > 0 ||
            wb->room_wanted || (wb->holder.stuck && journal_space_wanted(wb->engine->journal) > 0) ||
            above(counts->blocks, counts->blocks_max, wb->config.tunables.high_percent) ||
-           above(counts->stripes, counts->stripes_max, wb->config.tunables.high_percent) ||
+           above(counts->class_stripes, counts->class_stripes_max,
+                 wb->config.tunables.high_percent) ||
            log_tight(wb, entry_block * BLOCK_BYTES);
 }
 
@@ -86,7 +87,8 @@ full_wanted(const struct write_back *wb)
            (counts->full_stripes * wb->engine->geometry->data_members >
                 counts->pages_max / FULL_SHARE ||
             above(counts->blocks, counts->blocks_max, wb->config.tunables.moderate_percent) ||
-            above(counts->stripes, counts->stripes_max, wb->config.tunables.moderate_percent));
+            above(counts->class_stripes, counts->class_stripes_max,
+                  wb->config.tunables.moderate_percent));
 }
 
 /* --- The reclaimer --------------------------------------------------------------------------- */
@@ -248,7 +250,7 @@ write_back_room(struct write_back *wb, uint64_t group, struct cache_room wanted)
     struct cache_room room = {0};
 
     if (!write_back_fills(wb) || wanted.blocks > counts->blocks_max ||
-        wanted.stripes > counts->stripes_max)
+        wanted.class_stripes > counts->class_stripes_max)
         return room;
     if (!wb->room_wanted && cache_promise(wb->cache, wanted))
         return wanted;
@@ -363,7 +365,9 @@ engine_write_back_status(const struct engine *engine, struct write_back_status *
     status->blocks = counts->blocks - counts->lost_blocks;
     status->stripes = counts->stripes;
     status->blocks_max = counts->blocks_max;
-    status->stripes_max = counts->stripes_max;
+    status->stripes_max = counts->class_stripes_max == UINT64_MAX
+                              ? UINT64_MAX
+                              : counts->class_stripes_max * CACHE_CLASSES;
     status->pages = counts->pages;
     status->pages_max = counts->pages_max;
     status->cached_total = counts->cached_total;
@@ -373,8 +377,8 @@ engine_write_back_status(const struct engine *engine, struct write_back_status *
 /* --- Starting -------------------------------------------------------------------------------- */
 
 bool
-engine_adopts(const struct engine *engine, const struct journal *journal, uint64_t blocks,
-              uint64_t stripes, uint64_t logged)
+engine_adopts(const struct engine *engine, const struct journal *journal,
+              const struct engine_adoption *found)
 {
     const struct write_back *wb = engine->write_back;
     const struct cache_counts *counts;
@@ -384,9 +388,10 @@ engine_adopts(const struct engine *engine, const struct journal *journal, uint64
     counts = cache_counts(wb->cache);
     /* What is set aside for b blocks of a stripe is at most b and its parity (C2); and the largest
      * step must have room, and a checkpoint. */
-    return blocks <= counts->blocks_max && stripes <= counts->stripes_max &&
-           logged + blocks + stripes * engine->geometry->parities + journal_reserve_max(journal) +
-                   2 * (engine->members_count + 8u) <
+    return found->blocks <= counts->blocks_max &&
+           found->class_stripes <= counts->class_stripes_max &&
+           found->logged_blocks + found->blocks + found->stripes * engine->geometry->parities +
+                   journal_reserve_max(journal) + 2 * (engine->members_count + 8u) <
                wb->config.ring_blocks;
 }
 
@@ -473,7 +478,8 @@ engine_cache_create(struct engine *engine, const struct engine_cache_config *con
         .ring_blocks = config->ring_blocks,
         .bytes = config->bytes,
         .index_bytes = config->index_bytes,
-        .stripes_max = config->stripes_max,
+        .class_stripes_max =
+            config->stripes_max == UINT64_MAX ? UINT64_MAX : config->stripes_max / CACHE_CLASSES,
     };
     struct write_back *wb;
 

@@ -50,7 +50,7 @@ stripe_number(unsigned s)
 
 static struct fixture *
 fixture_create(unsigned parities, unsigned group_stripes, uint64_t pages, uint64_t blocks,
-               uint64_t stripes_max, uint32_t seed)
+               uint64_t class_stripes_max, uint32_t seed)
 {
     struct fixture *f = calloc(1, sizeof *f);
     const uint64_t index_bytes = blocks * CACHE_NODE_BYTES;
@@ -64,7 +64,7 @@ fixture_create(unsigned parities, unsigned group_stripes, uint64_t pages, uint64
         .ring_blocks = RING,
         .bytes = index_bytes + pages * (BLOCK_BYTES + 64),
         .index_bytes = index_bytes,
-        .stripes_max = stripes_max,
+        .class_stripes_max = class_stripes_max,
     };
     assert_int_equal(cache_create(&f->config, &f->cache), 0);
     return f;
@@ -160,6 +160,7 @@ compare(struct fixture *f)
 {
     const struct cache_counts *counts = cache_counts(f->cache);
     uint64_t blocks = 0, lost = 0, stripes = 0, full = 0, reserve = 0, pages = 0, entry_block;
+    uint64_t classes[CACHE_CLASSES] = {0}, class_stripes = 0;
     const struct model_block *oldest = model_oldest(f, false), *unchosen = model_oldest(f, true);
 
     for (unsigned s = 0; s < 2 * STRIPES; ++s) {
@@ -173,6 +174,8 @@ compare(struct fixture *f)
                 ++pages;
         }
         stripes += count > 0;
+        if (count > 0 && ++classes[stripe_number(s) % CACHE_CLASSES] > class_stripes)
+            class_stripes = classes[stripe_number(s) % CACHE_CLASSES];
         full += count == f->config.data_members;
         if (count > 0)
             reserve += 1 + (count > f->config.parities ? count : f->config.parities);
@@ -180,6 +183,8 @@ compare(struct fixture *f)
     assert_int_equal(counts->blocks, blocks);
     assert_int_equal(counts->lost_blocks, lost);
     assert_int_equal(counts->stripes, stripes);
+    assert_int_equal(counts->class_stripes, class_stripes);
+    assert_true(counts->class_stripes <= counts->class_stripes_max);
     assert_int_equal(counts->full_stripes, full);
     assert_int_equal(counts->reserve_blocks, reserve);
     assert_int_equal(counts->pages, pages);
@@ -353,17 +358,17 @@ agrees_with_a_plain_list(void **state)
 {
     static const struct {
         unsigned parities, group_stripes;
-        uint64_t pages, blocks, stripes_max;
+        uint64_t pages, blocks, class_stripes_max;
     } shapes[] = {
         {1, 64, 100, 300, UINT64_MAX}, {1, 8, 3, 64, UINT64_MAX}, {2, 4, 0, 16, UINT64_MAX},
-        {2, 1, 10, 1, UINT64_MAX},     {1, 16, 20, 300, 7},       {2, 64, 40, 50, 13},
+        {2, 1, 10, 1, UINT64_MAX},     {1, 16, 20, 300, 1},       {2, 64, 40, 50, 2},
     };
 
     (void)state;
     for (unsigned i = 0; i < ARRAY_LEN(shapes); ++i) {
         struct fixture *f =
             fixture_create(shapes[i].parities, shapes[i].group_stripes, shapes[i].pages,
-                           shapes[i].blocks, shapes[i].stripes_max, i + 1);
+                           shapes[i].blocks, shapes[i].class_stripes_max, i + 1);
 
         for (unsigned n = 0; n < STEPS; ++n) {
             step(f);
@@ -434,7 +439,7 @@ index_takes_32_bytes_a_block(void **state)
         .ring_blocks = UINT64_C(1) << 32,
         .bytes = 160 * MIB,
         .index_bytes = 128 * MIB,
-        .stripes_max = UINT64_MAX,
+        .class_stripes_max = UINT64_MAX,
     };
     struct cache *cache;
 
