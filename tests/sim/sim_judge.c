@@ -423,7 +423,9 @@ judge_row(struct judge *judge, const struct verdict *verdict, uint64_t number, u
                 if (lost[l] < geometry->data_members)
                     make_void(judge, number, lost[l], i * BLOCK_BYTES);
         if (adopt)
-            judge->bad[stripe] = lost_count > 0 ? was_bad || hole : bad[i];
+            judge->bad[stripe] = lost_count > 0 ? was_bad || hole
+                                                : bad[i] || (judge->unlogged &&
+                                                             judge->open[stripe] && verdict->dirty);
     }
     for (unsigned d = 0; d < geometry->data_members; ++d)
         judge_chunk(judge, &view, d, moment,

@@ -16,7 +16,9 @@
  *       own): then K3 concerns only parity that was not good before, and V5 to V7 hold.
  *   K5. Except where the journal has failed, and what was cached is being written to the members
  *       without being logged: there K3 holds as without a journal; and where the journal cannot
- *       have kept what was cached, a block that was being written may be a mixture.
+ *       have kept what was cached, a block that was being written may be a mixture. Parity of
+ *       these stripes is bad until the resync has come by: a start that caches again what the log
+ *       holds makes none.
  */
 #ifndef STRIPELOG_SIM_JUDGE_H
 #define STRIPELOG_SIM_JUDGE_H

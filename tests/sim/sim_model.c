@@ -464,6 +464,27 @@ mark_edges(struct model *model, const struct model_op *op, uint8_t mark)
         model->exclusive[op->first + op->count - 1] = mark;
 }
 
+static void
+list_add(struct model *model, uint64_t sector, uint32_t op)
+{
+    if (model->nodes_count == model->nodes_capacity) {
+        model->nodes_capacity = model->nodes_capacity ? 2 * model->nodes_capacity : 65536;
+        model->nodes = grow(model->nodes, model->nodes_capacity, sizeof *model->nodes);
+    }
+    model->nodes[model->nodes_count] = (struct model_node){.op = op, .next = model->list[sector]};
+    model->list[sector] = ++model->nodes_count;
+}
+
+static struct model_op *
+op_add(struct model *model)
+{
+    if (model->ops_count == model->ops_capacity) {
+        model->ops_capacity = model->ops_capacity ? 2 * model->ops_capacity : 256;
+        model->ops = grow(model->ops, model->ops_capacity, sizeof *model->ops);
+    }
+    return &model->ops[model->ops_count++];
+}
+
 uint32_t
 model_op_begin(struct model *model, const struct model_op *op, uint64_t now)
 {
@@ -471,24 +492,13 @@ model_op_begin(struct model *model, const struct model_op *op, uint64_t now)
     struct model_op *kept;
 
     assert(op->first + op->count <= model->sectors);
-    if (model->ops_count == model->ops_capacity) {
-        model->ops_capacity = model->ops_capacity ? 2 * model->ops_capacity : 256;
-        model->ops = grow(model->ops, model->ops_capacity, sizeof *model->ops);
-    }
-    kept = &model->ops[model->ops_count++];
+    kept = op_add(model);
     *kept = *op;
     kept->definite = false; /* until it is acknowledged */
     kept->begun = now;
     kept->acknowledged = kept->durable = SIM_NEVER;
-    while (model->nodes_count + op->count > model->nodes_capacity) {
-        model->nodes_capacity = model->nodes_capacity ? 2 * model->nodes_capacity : 65536;
-        model->nodes = grow(model->nodes, model->nodes_capacity, sizeof *model->nodes);
-    }
-    for (uint64_t s = op->first; s < op->first + op->count; ++s) {
-        model->nodes[model->nodes_count] =
-            (struct model_node){.op = number, .next = model->list[s]};
-        model->list[s] = ++model->nodes_count;
-    }
+    for (uint64_t s = op->first; s < op->first + op->count; ++s)
+        list_add(model, s, number);
     mark_edges(model, op, 1);
     return number;
 }
@@ -516,10 +526,24 @@ model_flushed(struct model *model, uint64_t begun, uint64_t now)
 void
 model_forget(struct model *model, uint64_t first, uint64_t count)
 {
+    const uint32_t ops_count = model->ops_count;
+
     for (uint64_t s = first; s < first + count; ++s) {
         model->base[s] = VALUE_UNKNOWN;
         model->seen_at[s] = 0;
         model->list[s] = 0;
+    }
+    /* In the place of each that is under way there stands one that never ends. */
+    for (uint32_t i = 0; i < ops_count; ++i) {
+        const struct model_op op = model->ops[i];
+        const uint64_t begin = max_u64(first, op.first);
+        const uint64_t end = min_u64(first + count, op.first + op.count);
+
+        if (op.acknowledged != SIM_NEVER || begin >= end)
+            continue;
+        *op_add(model) = op;
+        for (uint64_t s = begin; s < end; ++s)
+            list_add(model, s, model->ops_count - 1);
     }
 }
 

@@ -109,7 +109,8 @@ void model_flushed(struct model *model, uint64_t begun, uint64_t now);
 void model_check_read(struct model *model, const uint8_t *memory, uint64_t first, uint64_t count,
                       uint64_t begun, uint64_t now, const char *who);
 
-/* What was written there is lost, and named: whatever is there is fine. */
+/* What was written there is lost, and named: whatever is there is fine. Who is writing may have
+ * done so there before, or may yet: that is fine too. */
 void model_forget(struct model *model, uint64_t first, uint64_t count);
 
 /* What was there before this run is no longer promised, nor what is being put together with it. */
