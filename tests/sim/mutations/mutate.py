@@ -432,7 +432,8 @@ MUTATIONS = {
         "C2: what is set aside comes back with the write-out",
         "cache", 500, r"hang: ",
         {"stripe/run.c": [
-            ("    if (run->reserved > 0 && !journal_failed(engine->journal))\n", "    if (false)\n"),
+            ("    if (run->reserved > 0 && !journal_failed(run->engine->journal))\n",
+             "    if (false)\n"),
         ]}),
     "space_awaited_with_the_group_locked": (
         "E9: who waits for space in the log holds no group",
