@@ -419,8 +419,9 @@ log_end(struct run *run, struct journal_append *append)
 static uint64_t
 stripes_alone(const struct run *run)
 {
-    uint64_t alone =
-        run->engine->log_gone ? run->touched & run->plan.failed & ~run->plan.parity_known : 0;
+    uint64_t alone = run->engine->log_gone && !run->logs
+                         ? run->touched & run->plan.failed & ~run->plan.parity_known
+                         : 0;
 
     for (unsigned m = 0; m < run->engine->members_count; ++m) {
         const uint64_t changed = run->full[m] | run->part[m];
@@ -661,6 +662,8 @@ phase_changes(struct run *run)
         return;
     }
     await_rest(run);
+    /* No piece joins any more: those that came since are written out by another run. */
+    run->logs = !run->engine->log_gone;
     for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
         run->reserved += (int64_t)piece->reserved;
         room.blocks += piece->room.blocks;
@@ -670,8 +673,7 @@ phase_changes(struct run *run)
     through = run->touched & ~caching;
     if (wb != NULL && writes_out(run)) {
         /* What is written to these stripes now goes along. */
-        through |=
-            masks_union(run, run->cached) & (run->engine->log_gone ? run->stripes : ~run->stuck);
+        through |= masks_union(run, run->cached) & (run->logs ? ~run->stuck : run->stripes);
         caching &= ~through;
     }
     if (caching != 0) {

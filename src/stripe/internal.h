@@ -88,6 +88,7 @@ struct run {
     uint64_t base;            /* member offset of the group */
     uint64_t stripes;         /* mask of those that exist in this group */
     bool fua;
+    bool logs; /* changes are logged: so from the plan to the end, whatever happens meanwhile */
 
     struct plan plan; /* its arrays are in masks */
     uint64_t *masks;  /* owned: all of the mask arrays */

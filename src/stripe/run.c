@@ -100,7 +100,7 @@ piece_slice(const struct run *run, const struct piece *piece, uint64_t *at, stru
 struct journal *
 run_journal(const struct run *run)
 {
-    return run->engine->log_gone ? NULL : run->engine->journal;
+    return run->logs ? run->engine->journal : NULL;
 }
 
 bool
@@ -633,6 +633,7 @@ run_group(struct run *run)
         return;
     }
     run->losses = 0;
+    run->logs = engine->journal != NULL && !engine->log_gone;
     run->stripes = mask_of(
         0, (unsigned)(min_u64(engine->group_bytes, engine->geometry->member_bytes - run->base) /
                       BLOCK_BYTES));

@@ -222,8 +222,10 @@ void
 write_back_moved(struct write_back *wb)
 {
     wb->holder.stuck = cache_oldest_stuck(wb->cache);
-    if (wb->holder.stuck)
+    if (wb->holder.stuck) {
         reclaimer_wake(wb);
+        journal_holder_moved(wb->engine->journal); /* for some it may be hopeless to wait now */
+    }
     wait_queue_wake_all(wb->engine->loop, &wb->progress);
 }
 
