@@ -92,13 +92,12 @@ find(struct fixture *f, unsigned s, unsigned m)
 }
 
 static unsigned
-model_blocks(const struct fixture *f, unsigned s, bool with_stuck)
+model_blocks(const struct fixture *f, unsigned s)
 {
     unsigned count = 0;
 
     for (unsigned m = 0; m < MEMBERS; ++m)
-        count += f->blocks[s][m].there && !f->blocks[s][m].lost &&
-                 (with_stuck || !f->blocks[s][m].stuck);
+        count += f->blocks[s][m].there && !f->blocks[s][m].lost && !f->blocks[s][m].stuck;
     return count;
 }
 
@@ -164,7 +163,7 @@ compare(struct fixture *f)
     const struct model_block *oldest = model_oldest(f, false), *unchosen = model_oldest(f, true);
 
     for (unsigned s = 0; s < 2 * STRIPES; ++s) {
-        const unsigned count = model_blocks(f, s, false);
+        const unsigned count = model_blocks(f, s);
 
         for (unsigned m = 0; m < MEMBERS; ++m) {
             compare_block(f, s, m);
@@ -207,7 +206,7 @@ put(struct fixture *f, unsigned s, unsigned m, bool in_memory)
 {
     struct model_block *block = &f->blocks[s][m];
     const bool new_block = !block->there;
-    const bool new_stripe = model_blocks(f, s, true) == 0;
+    const bool new_stripe = model_blocks(f, s) == 0;
     uint8_t page[BLOCK_BYTES];
 
     if (block->stuck || !cache_promise(f->cache, (struct cache_room){new_block, new_stripe}))
@@ -248,7 +247,7 @@ lose(struct fixture *f, unsigned s, unsigned m)
 static void
 stick(struct fixture *f, unsigned s)
 {
-    if (model_blocks(f, s, false) == 0)
+    if (model_blocks(f, s) == 0)
         return;
     cache_stick(f->cache, stripe_number(s));
     for (unsigned m = 0; m < MEMBERS; ++m)
