@@ -880,6 +880,47 @@ start_takes_over_what_was_cached(void **state)
     }
 }
 
+/* Stripes with a block each: as many as the ring takes before any is written out, and when. */
+static uint64_t full_of, full_moment;
+
+static void
+fills_with_single_blocks(struct story *s)
+{
+    for (full_of = 0; cached(s) == full_of; ++full_of) {
+        const unsigned row = (unsigned)full_of / CHUNK_BLOCKS, stripe = full_of % CHUNK_BLOCKS;
+
+        full_moment = cluster_moment(&s->cluster);
+        assert_int_equal(story_put(s, in_row(s, row, 0, stripe), 1, (uint8_t)(1 + full_of), true),
+                         0);
+    }
+    --full_of;
+    assert_true(full_of > 60);
+}
+
+static void
+has_single_blocks_cached(struct story *s)
+{
+    assert_int_equal(s->status.recovery.open_blocks, full_of);
+    assert_int_equal(s->status.write_back.blocks, full_of);
+    settle(s);
+    expect_parity(s);
+}
+
+/* However full the ring is: what it has set aside is room for what is logged again. */
+static void
+start_takes_over_a_full_ring(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = 512 * KIB;
+    setup_array(s, 5, 5, 400);
+    play(s, fills_with_single_blocks);
+    story_cut(s, full_moment, TEAR_NONE);
+    s->config.write_back.idle_ns = SECOND;
+    play(s, has_single_blocks_cached);
+    story_restart(s);
+}
+
 #define STORY(name) cmocka_unit_test_setup_teardown(name, story_setup, story_teardown)
 
 int
@@ -900,6 +941,7 @@ main(int argc, char **argv)
         STORY(full_index_makes_room),
         STORY(smallest_ring_is_enough),
         STORY(start_takes_over_what_was_cached),
+        STORY(start_takes_over_a_full_ring),
     };
 
     if (argc > 1)
