@@ -232,6 +232,8 @@ cached_end(struct run *run)
     const bool beyond = engine_degraded(run->engine) > run->engine->geometry->parities;
     const uint64_t failed = beyond ? run->touched : run->touched & run->plan.failed;
 
+    if ((masks_union(run, run->cached) | masks_union(run, run->lost)) == 0)
+        return;
     cached_remove(run, run->touched & ~failed);
     cached_stick(run, failed & ~run->stuck);
 }

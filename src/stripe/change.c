@@ -283,6 +283,10 @@ bridge(struct run *run)
         const unsigned most = seeks ? GAP_SEEKS : GAP;
         const uint64_t write = run->write[m] | ((run->full[m] | run->part[m]) & ~run->plan.failed);
         const uint64_t want = run->plan.want[m];
+
+        if (((want | write) & ((want | write) - 1)) == 0)
+            continue; /* a single block, or none */
+
         const uint64_t longer = seeks ? mask_bridged(write, most) : write;
         const uint64_t gaps = seeks ? mask_bridged(want | write, most) & ~(want | write) : 0;
         const uint64_t wanted = mask_bridged(want | gaps, most);
