@@ -28,6 +28,9 @@
 
 #define CLAIM_RETRY_NS (10 * 1000 * 1000ull)
 #define RETRIES_MAX    16u /* of an operation that the system refuses for the moment */
+/* Reads that tell whether a device seeks, and how long most of them take then at least. */
+#define SEEK_READS 8u
+#define SEEK_NS    (1000 * 1000ull)
 
 struct file {
     struct device device;
@@ -445,8 +448,32 @@ try_direct(struct file *file, struct error *error)
     return 0;
 }
 
+/* Virtual disks say that they rotate whatever they are, so reads all over it have to confirm it. An
+ * error says nothing here. */
+static bool
+seeks_confirmed(struct file *file)
+{
+    struct device *const device = &file->device;
+    const uint64_t blocks = device->size_bytes / BLOCK_BYTES;
+    unsigned slow = 0;
+    void *memory;
+
+    if (device->buffered || posix_memalign(&memory, BLOCK_BYTES, BLOCK_BYTES) != 0)
+        return false;
+    for (unsigned i = 0; i < SEEK_READS; i++) {
+        const uint64_t block = blocks / SEEK_READS * (i * 3 % SEEK_READS) + i;
+        const uint64_t begin_ns = loop_clock_ns(device->loop);
+
+        if (block >= blocks || device_read(device, memory, block * BLOCK_BYTES, BLOCK_BYTES) < 0)
+            break;
+        slow += loop_clock_ns(device->loop) - begin_ns >= SEEK_NS;
+    }
+    free(memory);
+    return slow > SEEK_READS / 2;
+}
+
 static int
-file_learn(struct file *file, const struct stat *status, struct error *error)
+file_learn(struct file *file, const struct stat *status, bool claimed, struct error *error)
 {
     struct device *const device = &file->device;
     int rc = 0;
@@ -461,6 +488,8 @@ file_learn(struct file *file, const struct stat *status, struct error *error)
         rc = try_direct(file, error);
     if (device->buffered)
         device->volatile_cache = true; /* the page cache is one */
+    if (rc == 0 && device->seeks)
+        device->seeks = !device->readonly && claimed && seeks_confirmed(file);
     return rc;
 }
 
@@ -499,7 +528,7 @@ device_file_open(struct loop *loop, const char *path, const struct file_options 
     else
         rc = open_in_time(file, path, options, &status, error);
     if (rc == 0)
-        rc = file_learn(file, &status, error);
+        rc = file_learn(file, &status, options->claim, error);
     if (rc < 0) {
         device_close(&file->device);
         return rc;
