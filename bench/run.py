@@ -32,7 +32,7 @@ MEMORY_MARGIN = 32 * MIB  # what a server may use beyond --memory
 JOURNAL = 1024 * MIB
 STRIPES_AN_ENTRY = 8
 # Of the write-back cache:
-BURST = 32000  # blocks, half of what fits into a journal of that size
+BURST = 32000  # blocks: half of what is cached with that journal before it is written out
 SMALL_JOURNAL = 64 * MIB  # A single block takes three of the log: itself, and what it will need to
 SMALL_CACHE = SMALL_JOURNAL // 3  # be written out. So this much fits of writes at random,
 WORKING_SETS = (2, 8)  # and this many times as much is written to.
@@ -660,8 +660,7 @@ class Bench:
             pairs = self.alternate(lambda: self.sustained(members, "write-back", times, slow),
                                    lambda: self.sustained(members, "write-through", times, slow))
             self.row("cache", kind or members.kind,
-                     f"sustained 4K random / write-through, {times} caches", pairs,
-                     (">=", target))
+                     f"sustained 4K, {times} caches / write-through", pairs, (">=", target))
 
     def measure_cached_sequence(self, members):
         def run(mode):
