@@ -23,7 +23,7 @@ unset CDPATH
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 export PATH
 logs=build/logs
-kill_rounds=250       # of ./do soak, in either mode; some 10 minutes
+kill_rounds=250       # of ./do soak, in either mode; some 20 minutes
 power_cuts=60         # the same, some 8 minutes
 postgres_kills=5      # a minute
 results=$logs/results # one line a result: status, name, remark; tab-separated

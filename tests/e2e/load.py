@@ -105,20 +105,22 @@ def described(content):
 # --- the load ---
 
 
-def kill_later(server, load, seconds, kill):
+def kill_later(load, seconds, kill):
     """After so long, or on a slow machine when something has been acknowledged."""
     deadline = time.monotonic() + 30
     time.sleep(seconds)
     while load.acked == 0 and time.monotonic() < deadline:
         time.sleep(0.005)
-    kill()
+    kill(load)
 
 
 def load_and_kill(server, model, rng, seconds, kill=None, **options):
-    """Load on a running server, which is killed in the middle of it; returns the load, with its counts."""
+    """Load on a running server, which is killed in the middle of it, by kill(load) if that is given; returns the load,
+    with its counts.
+    """
     try:
         load = Load(server, model, rng, **options)
-        threading.Thread(target=kill_later, args=(server, load, seconds, kill or server.process.kill),
+        threading.Thread(target=kill_later, args=(load, seconds, kill or (lambda _load: server.process.kill())),
                          daemon=True).start()
         load.run()
     finally:
@@ -155,10 +157,11 @@ def switching(server, pause):
 class Load:
     """Keeps requests under way on several connections until the server is gone."""
 
-    def __init__(self, server, model, rng, version=0, blocks_max=80):
+    def __init__(self, server, model, rng, version=0, blocks_max=80, fua=0.1, flush=0.02):
         # Here, so that tests which need no libnbd run without it.
         import nbd  # pylint: disable=import-outside-toplevel
         self.blocks_max = blocks_max
+        self.fua, self.flush = fua, flush  # how many of the requests
         self.nbd = nbd
         self.handles = [server.connect() for _ in range(CONNECTIONS)]
         self.model, self.rng, self.version = model, rng, version
@@ -167,7 +170,7 @@ class Load:
         self.moment = 0    # counts what is sent and what is acknowledged, in order
         self.flying = [{} for _ in self.handles]
         self.answered = []  # pieces that were acknowledged and are not known to be durable
-        self.acked = self.sent = self.durable = 0
+        self.acked = self.sent = self.durable = self.flushes = 0
 
     def run(self):
         alive = set(range(len(self.handles)))
@@ -220,15 +223,16 @@ class Load:
             if not piece.durable:
                 waiting.append(piece)
         self.answered = waiting
+        self.flushes += 1
 
     def send(self, i):
         handle, rng = self.handles[i], self.rng
         self.moment += 1
         self.version += 1
         self.sent += 1
-        fua = self.nbd.CMD_FLAG_FUA if rng.random() < 0.1 else 0
+        fua = self.nbd.CMD_FLAG_FUA if rng.random() < self.fua else 0
         kind = rng.random()
-        if kind < 0.02:
+        if kind < self.flush:
             self.flying[i][handle.aio_flush()] = ([], ("flush", self.moment))
         elif kind < 0.6:
             # The first half: whole blocks, one or many, over each other.

@@ -216,7 +216,7 @@ class CachedArray(Array):
             self.totals["stops cut off"] += 1
             pause = rng.uniform(0.0, 0.1)
 
-            def stop_and_kill():
+            def stop_and_kill(_load):
                 server.process.terminate()
                 time.sleep(pause)
                 server.process.kill()
@@ -227,7 +227,7 @@ class CachedArray(Array):
                 self.load_and_kill(rng, server)
             self.totals["switches of the mode"] += count[0]
         else:
-            def look_and_kill():
+            def look_and_kill(_load):
                 cache = json.loads(stripelog("status", "--json", server.control).stdout)["journal"].get("cache")
                 if cache:
                     self.totals["blocks without a page"] += (cache["cached_bytes"] - cache["in_memory_bytes"]) // BLOCK

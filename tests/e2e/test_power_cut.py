@@ -58,9 +58,19 @@ class Array:
         with PowerCut(self.devices, self.work, rng.random()) as power:
             server = Server(power.paths, MEMORY, f"--journal-mode={mode}")
             pause = rng.uniform(0.02, 0.2) if mode == "write-back" and rng.random() < 0.4 else 60.0
+
+            def cut(load):
+                # Soon after a FLUSH, if there are any: what it was for is still in the caches if it did nothing.
+                flushes, deadline = load.flushes, time.monotonic() + 0.3
+                while load.flushes == flushes and time.monotonic() < deadline:
+                    time.sleep(0)
+                power.cut(server.process)
+
+            # Where many flush, nobody notices that a FLUSH or a FUA does nothing.
+            fua, flush = rng.choice([(0.0, 0.01), (0.0, 0.1), (0.02, 0.0), (0.1, 0.02)])
             with switching(server, pause) as switches:
                 load = load_and_kill(server, self.model, rng, rng.uniform(0.2, 1.2), version=self.version,
-                                     blocks_max=30, kill=lambda: power.cut(server.process))
+                                     blocks_max=30, fua=fua, flush=flush, kill=cut)
         self.totals["switches of the mode"] += switches[0]
         self.version = load.version
         self.totals["requests acknowledged"] += load.acked
@@ -116,7 +126,7 @@ def rounds(work, mode):
     except ImportError:
         raise Skip("python3-libnbd is not installed") from None
     start = time.monotonic()
-    arrays = [Array(work, "raid5", 5, 4), Array(work, "raid6", 6, 5, chunk=16)]
+    arrays = [Array(work, "raid5", 5, 4), Array(work, "raid6", 6, 5, chunk=16, log_bytes=20 * MIB)]
     count = ROUNDS or SAMPLE
     for number in range(count):
         arrays[number % len(arrays)].round(SEED, mode)
