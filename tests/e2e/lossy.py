@@ -7,7 +7,8 @@
 Serves each image over NBD, at the Unix socket IMAGE.sock, to one client after
 the other, and keeps what is written in memory until a flush. A line on standard input cuts
 the power: of everything written to a disk since its last flush a random part
-reaches the image, sector by sector; then it ends. PowerCut is what a test uses:
+reaches the image, sector by sector; nothing of it if SEED is "worst"; then it ends.
+PowerCut is what a test uses:
 the images as files again, through nbdfuse, because the program opens files. (nbdfuse
 flushes what is closed: the power has to go before the server does.)
 """
@@ -80,8 +81,8 @@ class Disk(threading.Thread):
     def cut(self, rng):
         """How many blocks were in the cache."""
         with self.lock:
-            how_many = rng.choice([0.0, 0.5, 0.5, 0.9, 1.0])  # reach the disk
-            for block in sorted(self.dirty):
+            how_many = rng.choice([0.0, 0.5, 0.5, 0.9, 1.0]) if rng else 0  # reach the disk
+            for block in sorted(self.dirty) if how_many else ():
                 torn = rng.random() < 0.1
                 whole = rng.random() < how_many
                 for start in range(block * BLOCK, (block + 1) * BLOCK, SECTOR):
@@ -95,7 +96,10 @@ class Disk(threading.Thread):
 
 
 class PowerCut:
-    """The images as files, `paths`, in the order given, until the power is cut."""
+    """The images as files, `paths`, in the order given, until the power is cut.
+
+    seed: of what is lost then; "worst": everything that was not flushed.
+    """
 
     def __init__(self, images, work, seed):
         self.images, self.work = images, work
@@ -151,7 +155,7 @@ class PowerCut:
 
 
 def main():
-    rng = random.Random(sys.argv[1])
+    rng = None if sys.argv[1] == "worst" else random.Random(sys.argv[1])
     disks = [Disk(path) for path in sys.argv[2:]]
     for disk in disks:
         disk.start()
