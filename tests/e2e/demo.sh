@@ -49,9 +49,9 @@ fail()
 # serve MEMBER...: in the background, until it says that it is ready.
 serve()
 {
-    printf '   $ stripelog serve --socket=nbd.sock %s &\n' "$*"
+    printf '   $ stripelog serve --socket=nbd.sock --control=ctl %s &\n' "$*"
     : >"$work/ready"
-    (cd "$work" && exec "$program" serve --socket="$socket" "$@" >ready 2>messages) &
+    (cd "$work" && exec "$program" serve --socket="$socket" --control=ctl "$@" >ready 2>messages) &
     server=$!
     waited=0
     until grep -q '^stripelog: ready ' "$work/ready"; do
@@ -65,7 +65,8 @@ serve()
 
 stop()
 {
-    kill -TERM "$server"
+    printf '   $ stripelog stop ./ctl\n'
+    (cd "$work" && "$program" stop ./ctl) || fail 'the array was not stopped'
     status=0
     wait "$server" || status=$?
     server=
@@ -253,6 +254,8 @@ sed 's/^/     /' out
 cached=$(sed -n 's/.* \([0-9]*\) data-only stripes.*/\1/p' out)
 [ "${cached:-0}" -gt 0 ] || fail 'the journal holds nothing that was only cached'
 serve --journal-mode=write-back m0 m1 m2 m3 journal
+printf '   $ stripelog status ./ctl\n'
+"$program" status ./ctl | sed -n '/^journal/,/^  in memory/s/^/     /p'
 note 'What was cached is cached again.'
 verify 3
 whole_sum=$(nbdcopy "$uri" - | sum)
