@@ -450,9 +450,11 @@ MUTATIONS = {
         "a cached write with FUA is durable when it is answered",
         CACHE + "flush_and_fua_make_durable", 1, FAILED_TEST,
         {"stripe/request.c": [
-            ("        (struct piece){.kind = PIECE_WRITE, .fua = fua, .memory = (uint8_t *)(uintptr_t)memory},\n"
+            ("        (struct piece){.kind = PIECE_WRITE, .fua = fua, "
+             ".memory = (uint8_t *)(uintptr_t)memory},\n"
              "        offset, length);\n\n    return result == 0 && fua ? log_flush(engine) : result;\n",
-             "        (struct piece){.kind = PIECE_WRITE, .fua = fua, .memory = (uint8_t *)(uintptr_t)memory},\n"
+             "        (struct piece){.kind = PIECE_WRITE, .fua = fua, "
+             ".memory = (uint8_t *)(uintptr_t)memory},\n"
              "        offset, length);\n\n    return result;\n"),
         ]}),
     "flush_forgets_the_log": (
