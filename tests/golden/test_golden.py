@@ -9,7 +9,8 @@ for bit. Afterwards the images are what they were.
 
 Copies of those with a journal are then recovered, by `recover` and by `serve`,
 complete and with each member left out, with the same result; and read once more
-with every member left out, so that each block of parity is used.
+with every member left out, so that each block of parity is used. Those that the
+kernel left in write-back mode also go live in the cache of a server that is killed.
 
     test_golden.py [layouts | shown | recovered] [TEST ...]
 """
@@ -26,8 +27,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "e2e"))
 sys.path.insert(0, HERE)
 
 import golden  # pylint: disable=wrong-import-position
-from harness import (Server, expect, main, need_program, rng_for, serve_refused,  # pylint: disable=wrong-import-position
-                     stripelog, writes_random)
+from harness import (WRITE_BACK, Server, expect, expect_content, main,  # pylint: disable=wrong-import-position
+                     need_program, rng_for, serve_refused, stripelog, writes_random)
 
 CASES = golden.cases()
 JOURNALED = [case for case in CASES.values() if not case.is_layout]
@@ -264,6 +265,32 @@ def recovers_without_each_member(case):
     return test_named(test, case, "recovers_without_each_member")
 
 
+def goes_live_in_the_cache(case):
+    """A test that `serve` in write-back reads right; and so does what it leaves when it is killed, recovered or not."""
+
+    def test(work):
+        need_program("nbdcopy")
+        with Images(case, work) as images:
+            paths = images.copy(work, "cached")
+            given = devices(case, paths)
+            server = Server(given, *WRITE_BACK)
+            try:
+                content = golden.read_source(server.uri)
+                wanted = demanded(case, content)
+                found = golden.difference(case, content, wanted)
+                expect(found is None, f"served in write-back: {found}")
+            finally:
+                server.kill()
+                server.discard()
+            for missing in losses(case)[:2]:
+                expect_shown(case, wanted, devices(case, paths, missing), f"killed, then without {list(missing)}")
+            recovered(given)
+            for missing in losses(case)[1:]:
+                expect_shown(case, wanted, devices(case, paths, missing), f"recovered, then without {list(missing)}")
+
+    return test_named(test, case, "goes_live_in_the_cache")
+
+
 # --- the judge, the journal, and who opens it how ---
 
 
@@ -317,6 +344,32 @@ def a_recovered_array_takes_writes_through_its_journal(work):
                 expect_shown(case, bytes(model), devices(case, paths, missing), f"written, then without {missing}")
 
 
+def raid6_left_dirty_in_write_back_does_without_two(work):
+    """The kernel's own recovery never finishes then.
+
+    Asked for write-back, it is served in write-through, and says so.
+    """
+    need_program("nbdcopy")
+    case = CASES["raid6-wb-dirty"]
+    wanted = case.content()
+    with Images(case, work) as images:
+        count = len(case.members)
+        for role in range(count):
+            missing = (role, (role + 2) % count)
+            paths = images.copy(work, "two-missing")
+            model = bytearray(wanted)
+            with Server(devices(case, paths, missing), *WRITE_BACK) as server:
+                expect_content(golden.read_source(server.uri), wanted, f"served without members {missing}")
+                told = json.loads(stripelog("status", "--json", server.control).stdout)["journal"]
+                expect((told["mode"], told["mode_wanted"]) == ("write-through", "write-back"), f"status says {told}")
+                handle = server.connect()
+                writes_random(handle, model, rng_for(*missing), 30)
+                handle.shutdown()
+                expect_content(golden.read_source(server.uri), model, f"written without members {missing}")
+            expect_content(shown(devices(case, paths, missing))[0], model, f"written and stopped without {missing}")
+            shutil.rmtree(os.path.join(work, "two-missing"))
+
+
 def tests():
     """By part: "layouts" has no journals."""
     layouts = [reads_as_the_kernel_did(case) for case in CASES.values() if case.is_layout]
@@ -331,7 +384,8 @@ def tests():
     recoveries = [recovers_as_the_kernel_did(case) for case in JOURNALED]
     recoveries += [recovers_without_each_member(case) for case in JOURNALED
                    if len(losses(case)) > 1 and not case.name.endswith("-clean")]
-    recoveries += [a_recovered_array_takes_writes_through_its_journal]
+    recoveries += [a_recovered_array_takes_writes_through_its_journal, raid6_left_dirty_in_write_back_does_without_two]
+    recoveries += [goes_live_in_the_cache(case) for case in JOURNALED if case.name.find("-wb-") > 0]
     return {"layouts": layouts, "shown": views, "recovered": recoveries}
 
 
