@@ -349,7 +349,8 @@ cache_single(struct run *run)
     uint64_t stripe, need, keep, set_aside;
     int result, waited;
 
-    if (piece->next != NULL || piece->kind != PIECE_WRITE || piece->length != BLOCK_BYTES ||
+    if (piece->next != NULL || !piece->cacheable || piece->kind != PIECE_WRITE ||
+        piece->length != BLOCK_BYTES ||
         (piece->array_offset | (uintptr_t)piece->memory) % BLOCK_BYTES != 0 ||
         engine->geometry->data_members == 1 || !write_back_fills(wb) ||
         journal_failed(engine->journal) || !members_whole(run))
@@ -433,7 +434,7 @@ stripes_to_cache(struct run *run, struct cache_room *room)
     struct cache_room need = {0}, more;
     uint64_t chosen;
 
-    if (!write_back_fills(wb) || journal_failed(run->engine->journal))
+    if (!run->cacheable || !write_back_fills(wb) || journal_failed(run->engine->journal))
         return 0;
     masks_clear(run, run->errors);
     run_look(run);

@@ -668,8 +668,11 @@ phase_changes(struct run *run)
     await_rest(run);
     /* No piece joins any more: those that came since are written out by another run. */
     run->logs = !run->engine->log_gone;
+    run->cacheable = true;
     for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
         run->reserved += (int64_t)piece->reserved;
+        run->cacheable = run->cacheable &&
+                         (piece->cacheable || !piece_changes(piece) || piece->kind == PIECE_CACHED);
         room.blocks += piece->room.blocks;
         room.class_stripes += piece->room.class_stripes;
     }

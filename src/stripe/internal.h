@@ -47,6 +47,7 @@ struct piece {
     /* From when it is queued until a worker takes it: blocks of the log, room in the cache. */
     uint64_t reserved;
     struct cache_room room;
+    bool cacheable; /* enough is reserved to cache it */
     int result;
     struct request *request;
     struct piece *next;
@@ -122,6 +123,7 @@ struct run {
     uint8_t **cached_block;
     cache_node *node;           /* owned; of cached and lost blocks */
     struct logged_block *place; /* owned; of blocks that were logged to be cached */
+    bool cacheable;             /* all pieces are */
     int64_t reserved; /* blocks of the log: the pieces', and what cached stripes had set aside */
     unsigned losses;  /* blocks that turned out to be lost */
 
@@ -148,7 +150,7 @@ struct engine {
 
     struct journal *journal;       /* borrowed; NULL: nothing is logged */
     bool log_gone;                 /* it failed: what is cached is written out without it */
-    uint64_t piece_bytes_max;      /* of a change: more would reserve too much of the log at once */
+    uint64_t piece_bytes_max[2];   /* of a change; where changes are cached */
     struct write_back *write_back; /* owned; NULL: nothing is cached */
 
     struct pages *scratch; /* owned */
@@ -256,8 +258,9 @@ task_fn void run_group(struct run *run);
 int run_init(struct run *run, struct engine *engine) must_check;
 void run_fini(struct run *run);
 
-/* Blocks of the log that a change of so many blocks, in so many stripes at most, takes at worst,
- * whether it is cached (then some are set aside) or goes through. */
-uint64_t change_reserve(const struct engine *engine, uint64_t blocks, uint64_t stripes);
+/* Blocks of the log that a change of so many blocks, in so many stripes at most, takes at worst if
+ * it goes through; cacheable: also if it is cached (then some are set aside). */
+uint64_t change_reserve(const struct engine *engine, uint64_t blocks, uint64_t stripes,
+                        bool cacheable);
 
 #endif

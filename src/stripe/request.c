@@ -33,14 +33,14 @@ window_drain(struct window *window)
 }
 
 uint64_t
-change_reserve(const struct engine *engine, uint64_t blocks, uint64_t stripes)
+change_reserve(const struct engine *engine, uint64_t blocks, uint64_t stripes, bool cacheable)
 {
     const uint64_t parities = engine->geometry->parities;
     /* At worst a meta block for each stripe: the run may have to log them apart. */
     const uint64_t logged = blocks + stripes * (1 + parities);
 
     /* Cached stripes have max(1 + parities, 1 + blocks) set aside (C2). */
-    return engine->write_back == NULL ? logged : logged + blocks + stripes * (1 + parities);
+    return cacheable ? logged + blocks + stripes * (1 + parities) : logged;
 }
 
 /* Stripes of blocks that are sorted by place. */
@@ -92,11 +92,9 @@ static task_fn int
 piece_reserve(struct engine *engine, struct piece *piece, uint64_t member_offset)
 {
     const struct extent extent = piece_extent(engine, piece);
-    const uint64_t reserve =
-        piece->kind == PIECE_WRITE_OUT
-            ? extent.stripes * (1 + (uint64_t)engine->geometry->parities) /* its data is there */
-            : change_reserve(engine, extent.blocks, extent.stripes);
     struct cache_room room = {0};
+    bool cacheable;
+    uint64_t reserve;
     int result;
 
     if (engine->journal == NULL || extent.stripes == 0)
@@ -104,6 +102,14 @@ piece_reserve(struct engine *engine, struct piece *piece, uint64_t member_offset
     if (engine->write_back != NULL && extent.blocks > 0)
         room = write_back_room(engine->write_back, member_offset / engine->group_bytes,
                                (struct cache_room){extent.blocks, extent.class_stripes});
+    /* It may have been cut when nothing was cached. */
+    cacheable = write_back_fills(engine->write_back) &&
+                change_reserve(engine, extent.blocks, extent.stripes, true) <=
+                    journal_reserve_max(engine->journal);
+    reserve =
+        piece->kind == PIECE_WRITE_OUT
+            ? extent.stripes * (1 + (uint64_t)engine->geometry->parities) /* its data is there */
+            : change_reserve(engine, extent.blocks, extent.stripes, cacheable);
     result = journal_reserve(engine->journal, reserve);
     if (result < 0) {
         if (room.blocks > 0)
@@ -111,6 +117,7 @@ piece_reserve(struct engine *engine, struct piece *piece, uint64_t member_offset
         return result;
     }
     piece->reserved = reserve;
+    piece->cacheable = cacheable;
     piece->room = room;
     return 0;
 }
@@ -151,6 +158,13 @@ piece_length(const struct engine *engine, uint64_t array_offset, const struct pl
     return group_data_bytes - array_offset % group_data_bytes;
 }
 
+/* More would reserve too much of the log at once. */
+static uint64_t
+piece_bytes_max(const struct engine *engine)
+{
+    return engine->piece_bytes_max[write_back_fills(engine->write_back)];
+}
+
 /* Queues [offset, offset + length) as pieces like the given one. */
 static task_fn void
 window_add_range(struct window *window, struct piece like, uint64_t offset, uint64_t length)
@@ -165,7 +179,7 @@ window_add_range(struct window *window, struct piece like, uint64_t offset, uint
         like.length = min_u64(length, piece_length(window->engine, offset, &place));
         if (window->engine->journal != NULL && like.kind != PIECE_READ)
             like.length =
-                min_u64(like.length, window->engine->piece_bytes_max - offset % BLOCK_BYTES);
+                min_u64(like.length, piece_bytes_max(window->engine) - offset % BLOCK_BYTES);
         like.memory = memory;
         window_add(window, &like, place.member_offset);
         offset += like.length;

@@ -412,18 +412,27 @@ engine_adopt(struct engine *engine, const struct engine_found *found)
               found->memory);
 }
 
+/* The largest change that reserves no more than that, or one block. */
+static uint64_t
+change_blocks_max(const struct engine *engine, uint64_t reserve, bool cacheable)
+{
+    uint64_t blocks = 1;
+
+    while (change_reserve(engine, blocks + 1, min_u64(blocks + 1, engine->group_stripes),
+                          cacheable) <= reserve)
+        ++blocks;
+    return blocks;
+}
+
 void
 engine_set_journal(struct engine *engine, struct journal *journal)
 {
     struct write_back *wb = engine->write_back;
-    const uint64_t most = journal_reserve_max(journal);
-    uint64_t blocks = 1;
 
     engine->journal = journal;
-    while (blocks < most &&
-           change_reserve(engine, blocks + 1, min_u64(blocks + 1, engine->group_stripes)) <= most)
-        ++blocks;
-    engine->piece_bytes_max = blocks * BLOCK_BYTES;
+    for (unsigned cacheable = 0; cacheable < 2; ++cacheable)
+        engine->piece_bytes_max[cacheable] =
+            change_blocks_max(engine, journal_reserve_max(journal), cacheable) * BLOCK_BYTES;
     if (wb == NULL)
         return;
     journal_set_holder(journal, &wb->holder);
