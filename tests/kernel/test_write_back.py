@@ -95,7 +95,7 @@ def killed_under_load(array, wanted, work):
         # Whole stripes are not cached, nor is more than the log can hold; both is what one of them wants.
         load = load_and_kill(server, model, rng, rng.uniform(0.05, 0.5), version=version,
                              blocks_max=80 if wanted == "both" else 12,
-                             kill=(lambda server=server: kill_drained(server)) if wanted == "data-parity" else None)
+                             kill=(lambda _load, server=server: kill_drained(server)) if wanted == "data-parity" else None)
         version = load.version
         log, stripes = log_of(array), stripes_of(array)
         said = our_recovery(array, model, work)
