@@ -538,12 +538,17 @@ model_forget(struct model *model, uint64_t first, uint64_t count)
         const struct model_op op = model->ops[i];
         const uint64_t begin = max_u64(first, op.first);
         const uint64_t end = min_u64(first + count, op.first + op.count);
+        uint32_t number = i;
 
         if (op.acknowledged != SIM_NEVER || begin >= end)
             continue;
-        *op_add(model) = op;
+        if (!op.endless) {
+            number = model->ops_count;
+            *op_add(model) = op;
+            model->ops[number].endless = true;
+        }
         for (uint64_t s = begin; s < end; ++s)
-            list_add(model, s, model->ops_count - 1);
+            list_add(model, s, number);
     }
 }
 

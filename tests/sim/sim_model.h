@@ -46,6 +46,7 @@ enum model_kind { MODEL_WRITE, MODEL_ZERO, MODEL_TRIM };
 struct model_op {
     enum model_kind kind;
     bool fua, definite;
+    bool endless; /* stands in the place of a forgotten one */
     uint32_t version;
     uint64_t first, count;                 /* sectors */
     uint64_t begun, acknowledged, durable; /* moments; SIM_NEVER */
