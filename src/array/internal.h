@@ -63,7 +63,6 @@ struct array {
     bool journal_dropped;    /* by force: the superblocks forget that there was one */
     bool journal_failed, journal_struck_off;
     bool journal_unwritable; /* its superblock */
-    bool journal_may_flush;  /* it failed, but no flush of it did */
     bool recovering;         /* the log has not begun anew yet */
     bool log_adopted;        /* its data-only stripes live in the cache */
     bool log_lost; /* by force: the log is not all that it was, so all parity is in doubt */

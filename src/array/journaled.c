@@ -245,7 +245,6 @@ array_journal_failed(struct array *array, int error, const char *operation)
     if (array->journal_failed)
         return;
     array->journal_failed = true;
-    array->journal_may_flush = strcmp(operation, "flush") != 0;
     array_tell(array, ARRAY_JOURNAL_FAILED, NO_MEMBER, "%s: the journal failed: %s: %s; %s",
                journal_of(array)->device->name, operation, strerror(-error),
                array->recovering ? "its log is as it was"
@@ -270,7 +269,7 @@ journal_give_up(struct array *array)
     engine_write_back(array->engine, false);
     /* What is cached goes to the members without being logged. Should the power be cut on the way,
      * blocks that it has torn there are whole in the log, if that is durable. */
-    if (array->journal_may_flush && engine_caches(array->engine))
+    if (!journal_flush_failed(array->journal) && engine_caches(array->engine))
         ignored(device_flush(journal_of(array)->device)); /* then it is as good as it can be */
     /* Before the members change any more: a crash now could not count on the log. */
     if (journal_unfinished(array->journal) || engine_caches(array->engine))

@@ -64,7 +64,7 @@ struct journal {
     uint64_t entry_blocks_max; /* without the meta block */
     uint64_t step_bytes_max, step_blocks_max;
     uint64_t reserve_blocks_max;
-    bool failed, ended, quitting;
+    bool failed, flush_failed, ended, quitting;
 
     /* The ring. used: from the tail to the head, with what stands in the open entry. */
     uint64_t tail, head, seq;
@@ -651,6 +651,12 @@ journal_failed(const struct journal *journal)
 }
 
 bool
+journal_flush_failed(const struct journal *journal)
+{
+    return journal->flush_failed;
+}
+
+bool
 journal_unfinished(const struct journal *journal)
 {
     for (const struct journal_entry_state *entry = journal->entries_first;
@@ -837,6 +843,7 @@ flusher_main(void *arg)
          * take the entry and leave half of a stripe on the members. */
         result = device_flush(journal->config.device);
         ++journal->counts.flushes;
+        journal->flush_failed = result < 0;
         if (result < 0)
             journal_fail(journal, result, "flush"); /* never tried again */
         else if (!journal->failed)

@@ -203,6 +203,8 @@ task_fn int journal_drain(struct journal *journal) must_check;
 void journal_end_waiting(struct journal *journal);
 
 bool journal_failed(const struct journal *journal);
+/* A flush of the device has failed: none is to be tried again (D3). */
+bool journal_flush_failed(const struct journal *journal);
 /* Is anything durable in the log that has not been finished? */
 bool journal_unfinished(const struct journal *journal);
 
