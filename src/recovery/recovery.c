@@ -253,7 +253,8 @@ batches_init(struct recovery *recovery)
 {
     const size_t blocks = (size_t)BATCHES * BATCH_BLOCKS;
 
-    if (pages_create(recovery->loop, blocks * BLOCK_BYTES, true, &recovery->pages) < 0)
+    /* Not touched now: most logs need a part of it. */
+    if (pages_create(recovery->loop, blocks * BLOCK_BYTES, false, &recovery->pages) < 0)
         return -ENOMEM;
     recovery->memory = pages_try(recovery->pages, blocks * BLOCK_BYTES);
     recovery->batch_records = calloc(blocks, sizeof *recovery->batch_records);
