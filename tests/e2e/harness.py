@@ -114,6 +114,25 @@ def superblock_offset(path, metadata="1.2"):
     return {"1.0": ((sectors - 16) & ~7) * 512, "1.1": 0, "1.2": 4096}[metadata]
 
 
+def crc32c_table():
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return table
+
+
+CRC32C = crc32c_table()
+
+
+def crc32c(seed, data):
+    """Continues from the seed, no final inversion."""
+    for byte in data:
+        seed = CRC32C[(seed ^ byte) & 255] ^ seed >> 8
+    return seed
+
+
 def superblock_field(path, offset, form, metadata="1.2"):
     """One field as it stands on disk, by its offset in the superblock."""
     with open(path, "rb") as image:

@@ -11,8 +11,8 @@ import struct
 import subprocess
 import sys
 
-from harness import (KIB, MIB, RESYNC_DONE, STRIPELOG, TOP, Server, Skip, create, digests, expect, expect_content,
-                     images_make, main, need_program, refused, resync_wait, rng_for, serve_refused, stripelog,
+from harness import (KIB, MIB, RESYNC_DONE, STRIPELOG, TOP, Server, Skip, crc32c, create, digests, expect,
+                     expect_content, images_make, main, need_program, refused, resync_wait, rng_for, serve_refused, stripelog,
                      superblock_edit, superblock_field, unchanged, writes_random)
 
 sys.path.insert(0, os.path.join(TOP, "tests", "golden"))
@@ -29,25 +29,6 @@ def field(path, name):
 
 
 # --- the journal on disk ---
-
-
-def crc32c_table():
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return table
-
-
-CRC32C = crc32c_table()
-
-
-def crc32c(seed, data):
-    """Continues from the seed, no final inversion."""
-    for byte in data:
-        seed = CRC32C[(seed ^ byte) & 255] ^ seed >> 8
-    return seed
 
 
 class Ring:

@@ -9,9 +9,9 @@ import struct
 import subprocess
 import time
 
-from harness import (KIB, MIB, RESYNC_DONE, STRIPELOG, Server, create, expect, images_make, main, refused,
+from harness import (KIB, MIB, RESYNC_DONE, STRIPELOG, Server, crc32c, create, expect, images_make, main, refused,
                      resync_offset, stripelog, unchanged)
-from test_journal import BLOCK, Ring, crc32c, field, journaled_dirty, journaled_new
+from test_journal import BLOCK, Ring, field, journaled_dirty, journaled_new
 
 CHUNK = 64 * KIB
 

@@ -24,32 +24,13 @@ import tempfile
 
 import lab
 import vm
-from harness import MIB, create, expect, images_make, superblock_edit
+from harness import MIB, crc32c, create, expect, images_make, superblock_edit
 
 CHUNK = 64 << 10
 CHUNK_BLOCKS = CHUNK // 4096
 PAYLOADS = (4096 - 32) // 20  # of a meta block
 META_MAGIC = 0x6433C509
 SEQ_FIRST = 1000
-
-
-def crc_table():
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return table
-
-
-TABLE = crc_table()
-
-
-def crc32c(data, crc):
-    """Raw: continues from crc, no final inversion."""
-    for byte in data:
-        crc = crc >> 8 ^ TABLE[(crc ^ byte) & 0xFF]
-    return crc
 
 
 class Log:
@@ -60,9 +41,9 @@ class Log:
         self.image.seek(4096)
         superblock = self.image.read(256)
         self.base = struct.unpack_from("<Q", superblock, 128)[0] * 512
-        self.seed = crc32c(superblock[16:32], 0xFFFFFFFF)
+        self.seed = crc32c(0xFFFFFFFF, superblock[16:32])
         self.block = b"data-only stripe" * 256
-        self.checksum = crc32c(self.block, self.seed)
+        self.checksum = crc32c(self.seed, self.block)
         self.seq, self.position = SEQ_FIRST, 0
         self.payloads = []
 
@@ -83,7 +64,7 @@ class Log:
         head = struct.pack("<IIB3xIQQ", META_MAGIC, 0, 1, used, self.seq, self.position // 512)
         body = b"".join(struct.pack("<HHIQI", kind, 0, 8, block * 8, self.checksum) for kind, block in self.payloads)
         meta = (head + body).ljust(4096, b"\0")
-        meta = meta[:4] + struct.pack("<I", crc32c(meta, self.seed)) + meta[8:]
+        meta = meta[:4] + struct.pack("<I", crc32c(self.seed, meta)) + meta[8:]
         self.image.seek(self.base + self.position)
         self.image.write(meta + self.block * len(self.payloads))
         self.position += 4096 * (1 + len(self.payloads))
