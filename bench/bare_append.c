@@ -10,15 +10,15 @@
  *
  * Prints one line of JSON. It overwrites what is there.
  */
+#define BARE_PROGRAM "bare_append"
+#include "bare.h"
 #include "base/base.h"
 #include <fcntl.h>
 #include <getopt.h>
 #include <liburing.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/resource.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define DEPTH_MAX 1024
@@ -45,30 +45,6 @@ struct bench {
     uint64_t position;
     uint64_t queued, done;
 };
-
-static _Noreturn void
-die(const char *what, int error)
-{
-    fprintf(stderr, "bare_append: %s: %s\n", what, strerror(error));
-    exit(1);
-}
-
-static double
-now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
-static double
-cpu_seconds(void)
-{
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
-           (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
-}
 
 static struct slot *
 slot_idle(struct bench *bench)

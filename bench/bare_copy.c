@@ -9,15 +9,14 @@
  *
  * It overwrites the members from --member-offset on. Prints one line of JSON.
  */
+#define BARE_PROGRAM "bare_copy"
+#include "bare.h"
 #include "base/base.h"
 #include <fcntl.h>
 #include <getopt.h>
 #include <liburing.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/resource.h>
-#include <sys/time.h>
-#include <time.h>
 #include <unistd.h>
 
 #define PIECE_BYTES (1 * MIB)
@@ -46,27 +45,12 @@ struct bench {
     uint64_t next; /* piece to begin with */
 };
 
-static _Noreturn void
-die(const char *what, int error)
-{
-    fprintf(stderr, "bare_copy: %s: %s\n", what, strerror(error));
-    exit(1);
-}
-
-static double
-now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
-static struct rusage
-usage_now(void)
+static unsigned long long
+peak_bytes(void)
 {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    return usage;
+    return (unsigned long long)usage.ru_maxrss * KIB;
 }
 
 static void
@@ -245,7 +229,6 @@ main(int argc, char **argv)
 {
     struct bench *bench = calloc(1, sizeof *bench);
     double begin, seconds;
-    struct rusage usage;
 
     if (bench == NULL)
         die("memory", ENOMEM);
@@ -258,14 +241,10 @@ main(int argc, char **argv)
     begin = now_seconds();
     bench_run(bench);
     seconds = now_seconds() - begin;
-    usage = usage_now();
     printf("{\"bytes\": %llu, \"seconds\": %.6f, \"bytes_per_s\": %.1f, \"cpu_s\": %.3f, "
            "\"peak_bytes\": %llu}\n",
            (unsigned long long)bench->options.length, seconds,
-           (double)bench->options.length / seconds,
-           (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
-               (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6,
-           (unsigned long long)usage.ru_maxrss * KIB);
+           (double)bench->options.length / seconds, cpu_seconds(), peak_bytes());
     bench_close(bench);
     free(bench);
     return 0;

@@ -10,15 +10,14 @@
  * Prints one line of JSON. It ignores the claim of a server that idles on the same members; do not
  * let both write at a time.
  */
+#define BARE_PROGRAM "bare_rmw"
+#include "bare.h"
 #include "base/base.h"
 #include <fcntl.h>
 #include <getopt.h>
 #include <liburing.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/resource.h>
-#include <sys/time.h>
-#include <time.h>
 #include <unistd.h>
 
 #define DEPTH_MAX 1024
@@ -51,30 +50,6 @@ struct bench {
     uint64_t random;
     uint64_t requests;
 };
-
-static _Noreturn void
-die(const char *what, int error)
-{
-    fprintf(stderr, "bare_rmw: %s: %s\n", what, strerror(error));
-    exit(1);
-}
-
-static double
-now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
-static double
-cpu_seconds(void)
-{
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
-           (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
-}
 
 /* splitmix64. */
 static uint64_t
