@@ -32,8 +32,8 @@ static_assert(sizeof(struct node) + sizeof(uint32_t) == CACHE_NODE_BYTES, "as pr
 
 /* What is known of a page. */
 struct frame {
-    uint32_t node; /* 0: free */
-    uint32_t checksum;
+    uint32_t node;     /* 0: free */
+    uint32_t checksum; /* or the next free one, as frames_free */
     uint16_t pins;
     bool used; /* since the hand went by */
 };
@@ -58,6 +58,7 @@ struct cache {
     uint64_t pages_bytes;
     struct frame *frames;
     uint32_t frames_used; /* ever */
+    uint32_t frames_free; /* number + 1 of one that is free again; 0: none */
     uint32_t hand;        /* the next page that may be dropped */
 
     uint32_t oldest, newest, cursor;
@@ -407,37 +408,50 @@ full_add(struct cache *cache, uint64_t group)
 static void
 frame_give(struct cache *cache, struct node *node)
 {
-    struct frame *frame = &cache->frames[node->page];
+    const uint32_t number = node->page;
+    struct frame *frame = &cache->frames[number];
 
     assert(frame->pins == 0);
     node->flags |= NODE_DROPPED;
     node->page = frame->checksum;
     frame->node = 0;
+    frame->checksum = cache->frames_free;
+    cache->frames_free = number + 1;
     --cache->counts.pages;
 }
 
-/* A page that is free, or was not used lately; UINT32_MAX: all are in use. */
-static uint32_t
-frame_find(struct cache *cache)
+/* Gives up one page that was not used lately, if not all are pinned. All are in use. */
+static void
+frame_drop(struct cache *cache)
 {
-    if (cache->frames_used < cache->counts.pages_max)
-        return cache->frames_used++;
     for (uint64_t tries = 0; tries < 2 * cache->counts.pages_max; ++tries) {
-        const uint32_t number = cache->hand;
-        struct frame *frame = &cache->frames[number];
+        struct frame *frame = &cache->frames[cache->hand];
 
         cache->hand = (cache->hand + 1) % (uint32_t)cache->counts.pages_max;
         if (frame->pins > 0)
             continue;
-        if (frame->node != 0 && frame->used) {
-            frame->used = false;
-            continue;
-        }
-        if (frame->node != 0)
+        if (!frame->used) {
             frame_give(cache, &cache->nodes[frame->node]);
-        return number;
+            return;
+        }
+        frame->used = false;
     }
-    return UINT32_MAX;
+}
+
+/* UINT32_MAX: all are pinned. */
+static uint32_t
+frame_take(struct cache *cache)
+{
+    uint32_t number;
+
+    if (cache->frames_free == 0 && cache->frames_used < cache->counts.pages_max)
+        return cache->frames_used++;
+    if (cache->frames_free == 0)
+        frame_drop(cache);
+    number = cache->frames_free - 1;
+    if (number != UINT32_MAX)
+        cache->frames_free = cache->frames[number].checksum;
+    return number;
 }
 
 /* Gives a node that has none a page with this content, if one is to be had. */
@@ -445,7 +459,7 @@ static void
 page_fill(struct cache *cache, cache_node number, uint32_t checksum, const uint8_t *memory)
 {
     struct node *node = &cache->nodes[number];
-    const uint32_t at = memory == NULL ? UINT32_MAX : frame_find(cache);
+    const uint32_t at = memory == NULL ? UINT32_MAX : frame_take(cache);
 
     if (at == UINT32_MAX) {
         node->flags |= NODE_DROPPED;

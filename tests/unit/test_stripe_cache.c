@@ -410,6 +410,25 @@ pinned_pages_stay(void **state)
     fixture_destroy(f);
 }
 
+/* While some are free, none is taken from a block. */
+static void
+free_pages_are_taken_first(void **state)
+{
+    struct fixture *f = fixture_create(1, 8, 4, 200, UINT64_MAX, 1);
+    const unsigned pages = (unsigned)cache_counts(f->cache)->pages_max;
+
+    (void)state;
+    for (unsigned s = 0; s < pages; ++s)
+        put(f, s, 0, true);
+    remove_block(f, pages - 1, 0);
+    put(f, pages, 0, true);
+    for (unsigned s = 0; s < pages - 1; ++s)
+        assert_non_null(cache_page(f->cache, find(f, s, 0)));
+    assert_non_null(cache_page(f->cache, find(f, pages, 0)));
+    compare(f);
+    fixture_destroy(f);
+}
+
 /* Room that was promised is nobody else's. */
 static void
 promises_are_kept(void **state)
@@ -453,9 +472,8 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(agrees_with_a_plain_list),
-        cmocka_unit_test(pinned_pages_stay),
-        cmocka_unit_test(promises_are_kept),
+        cmocka_unit_test(agrees_with_a_plain_list),     cmocka_unit_test(pinned_pages_stay),
+        cmocka_unit_test(free_pages_are_taken_first),   cmocka_unit_test(promises_are_kept),
         cmocka_unit_test(index_takes_32_bytes_a_block),
     };
 
