@@ -212,6 +212,16 @@ cache_next(const struct cache *cache, cache_node node)
     return chain_find(cache, cache->nodes[node].next, node_stripe(&cache->nodes[node]));
 }
 
+cache_node
+cache_find(const struct cache *cache, uint64_t stripe, unsigned member)
+{
+    cache_node n = cache_first(cache, stripe);
+
+    while (n != 0 && cache->nodes[n].member != member)
+        n = cache_next(cache, n);
+    return n;
+}
+
 unsigned
 cache_member(const struct cache *cache, cache_node node)
 {
@@ -548,16 +558,6 @@ stripe_blocks(const struct cache *cache, uint64_t stripe)
 }
 
 static cache_node
-node_find(const struct cache *cache, uint64_t stripe, unsigned member)
-{
-    cache_node n = cache_first(cache, stripe);
-
-    while (n != 0 && cache->nodes[n].member != member)
-        n = cache_next(cache, n);
-    return n;
-}
-
-static cache_node
 node_add(struct cache *cache, uint64_t stripe, unsigned member)
 {
     const cache_node number = node_take(cache);
@@ -581,7 +581,7 @@ void
 cache_put(struct cache *cache, const struct cache_place *place, const uint8_t *memory)
 {
     const unsigned before = stripe_blocks(cache, place->stripe);
-    cache_node number = node_find(cache, place->stripe, place->member);
+    cache_node number = cache_find(cache, place->stripe, place->member);
     struct node *node;
 
     ++cache->counts.cached_total;

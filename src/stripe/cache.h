@@ -77,6 +77,8 @@ bool cache_group_maybe(const struct cache *cache, uint64_t group) must_check;
 /* The first and the next block of a stripe. */
 cache_node cache_first(const struct cache *cache, uint64_t stripe) must_check;
 cache_node cache_next(const struct cache *cache, cache_node node) must_check;
+/* The member's block of the stripe. */
+cache_node cache_find(const struct cache *cache, uint64_t stripe, unsigned member) must_check;
 unsigned cache_member(const struct cache *cache, cache_node node);
 /* 4096 bytes; NULL if it is dropped. Valid until something is put, or as long as it is pinned. */
 uint8_t *cache_page(struct cache *cache, cache_node node);

@@ -25,6 +25,13 @@ pieces_stripes(const struct run *run)
     return stripes;
 }
 
+/* Blocks of the log that all cached stripes have set aside (C2). */
+static uint64_t
+set_aside(const struct run *run)
+{
+    return cache_counts(run->engine->write_back->cache)->reserve_blocks;
+}
+
 void
 cached_forget(struct run *run)
 {
@@ -98,6 +105,13 @@ cached_unpin(struct run *run)
     }
 }
 
+/* What cached stripes have set aside of the log has changed from `before`: the run has the rest. */
+static void
+reserve_follow(struct run *run, uint64_t before)
+{
+    run->reserved += (int64_t)(before - set_aside(run));
+}
+
 /* The block that was to be read back is not what was logged: C4. */
 static void
 cached_lose(struct run *run, unsigned m, unsigned s, int error)
@@ -105,11 +119,11 @@ cached_lose(struct run *run, unsigned m, unsigned s, int error)
     struct write_back *wb = run->engine->write_back;
     const size_t b = block_at(run, m, s);
     const uint64_t bit = UINT64_C(1) << s;
-    const uint64_t set_aside = cache_counts(wb->cache)->reserve_blocks;
+    const uint64_t before = set_aside(run);
     uint64_t array_offset;
 
     cache_lose(wb->cache, run->node[b]);
-    run->reserved += (int64_t)(set_aside - cache_counts(wb->cache)->reserve_blocks);
+    reserve_follow(run, before);
     run->cached[m] &= ~bit;
     run->based[m] &= ~bit;
     run->lost[m] |= bit;
@@ -163,7 +177,7 @@ cached_fetch(struct run *run)
         for (uint64_t rest = run->based[m]; rest != 0; rest &= rest - 1) {
             const unsigned s = (unsigned)__builtin_ctzll(rest);
             const size_t b = block_at(run, m, s);
-            int error = -EBADMSG;
+            int error;
 
             if (cache_page(wb->cache, run->node[b]) != NULL)
                 continue;
@@ -188,7 +202,7 @@ static void
 cached_remove(struct run *run, uint64_t stripes)
 {
     struct cache *cache = run->engine->write_back->cache;
-    const uint64_t set_aside = cache_counts(cache)->reserve_blocks;
+    const uint64_t before = set_aside(run);
 
     for (unsigned m = 0; m < run->engine->members_count; ++m) {
         uint64_t gone = (run->cached[m] | (run->lost[m] & (run->full[m] | run->part[m]))) & stripes;
@@ -200,7 +214,7 @@ cached_remove(struct run *run, uint64_t stripes)
             ++run->engine->write_back->counts.written_out;
         }
     }
-    run->reserved += (int64_t)(set_aside - cache_counts(cache)->reserve_blocks);
+    reserve_follow(run, before);
     run->stuck &= ~stripes;
     write_back_moved(run->engine->write_back);
 }
@@ -210,20 +224,17 @@ static void
 cached_stick(struct run *run, uint64_t stripes)
 {
     struct cache *cache = run->engine->write_back->cache;
-    const uint64_t set_aside = cache_counts(cache)->reserve_blocks;
-    bool some;
+    const uint64_t before = set_aside(run);
 
     stripes &= masks_union(run, run->cached);
-    some = stripes != 0;
+    if (stripes == 0)
+        return;
     run->stuck |= stripes;
     for (; stripes != 0; stripes &= stripes - 1)
         cache_stick(cache, run->base / BLOCK_BYTES + (unsigned)__builtin_ctzll(stripes));
-    run->reserved += (int64_t)(set_aside - cache_counts(cache)->reserve_blocks);
-    if (some) {
-        run->engine->write_back->config.write_out_failed(run->engine->config.owner, run->base);
-        write_back_moved(run->engine->write_back);
-        journal_holder_moved(run->engine->journal);
-    }
+    reserve_follow(run, before);
+    run->engine->write_back->config.write_out_failed(run->engine->config.owner, run->base);
+    write_back_moved(run->engine->write_back);
 }
 
 void
@@ -243,7 +254,7 @@ static void
 cached_put(struct run *run)
 {
     struct write_back *wb = run->engine->write_back;
-    const uint64_t set_aside = cache_counts(wb->cache)->reserve_blocks;
+    const uint64_t before = set_aside(run);
 
     for (uint64_t rest = run->touched & ~run->plan.failed; rest != 0; rest &= rest - 1) {
         const unsigned s = (unsigned)__builtin_ctzll(rest);
@@ -261,7 +272,7 @@ cached_put(struct run *run)
                           run->new_block[b]);
         }
     }
-    run->reserved -= (int64_t)(cache_counts(wb->cache)->reserve_blocks - set_aside);
+    reserve_follow(run, before);
     write_back_put(wb);
 }
 
@@ -346,7 +357,7 @@ cache_single(struct run *run)
     struct place place;
     unsigned before, after;
     bool there;
-    uint64_t stripe, need, keep, set_aside;
+    uint64_t stripe, need, keep, aside;
     int result, waited;
 
     if (piece->next != NULL || !piece->cacheable || piece->kind != PIECE_WRITE ||
@@ -375,7 +386,7 @@ cache_single(struct run *run)
     result = journal_append_step(engine->journal, &append, &step);
     waited = journal_append_wait(engine->journal, &append, JOURNAL_COMPLETE);
     if (result == 0 && waited == 0) {
-        set_aside = cache_counts(wb->cache)->reserve_blocks;
+        aside = set_aside(run);
         cache_put(wb->cache,
                   &(struct cache_place){.stripe = stripe,
                                         .member = place.member,
@@ -383,7 +394,7 @@ cache_single(struct run *run)
                                         .block = step.first_block,
                                         .checksum = data.checksum},
                   piece->memory);
-        run->reserved -= (int64_t)(cache_counts(wb->cache)->reserve_blocks - set_aside);
+        reserve_follow(run, aside);
         write_back_put(wb);
     } else {
         piece->result = -EIO;

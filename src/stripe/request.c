@@ -332,10 +332,8 @@ read_cached(struct engine *engine, uint8_t *memory, const struct place *place, u
     uint8_t *page;
 
     for (uint64_t i = 0; i < blocks; ++i) {
-        cache_node node = cache_first(wb->cache, first + i);
+        const cache_node node = cache_find(wb->cache, first + i, place->member);
 
-        while (node != 0 && cache_member(wb->cache, node) != place->member)
-            node = cache_next(wb->cache, node);
         page = node == 0 ? NULL : cache_page(wb->cache, node);
         if (page == NULL)
             return false;

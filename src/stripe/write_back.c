@@ -38,7 +38,7 @@ struct write_out {
 static bool
 above(uint64_t value, uint64_t of, unsigned percent)
 {
-    return of != UINT64_MAX && value > of / 100 * percent + of % 100 * percent / 100;
+    return of != UINT64_MAX && value > of * percent / 100; /* at most 2^32, but for that */
 }
 
 /* With everything chosen written out, is there still too little free? */
@@ -47,7 +47,7 @@ log_tight(struct write_back *wb, uint64_t oldest_position)
 {
     const struct journal *journal = wb->engine->journal;
     const uint64_t free_blocks = journal_free_behind(journal, oldest_position);
-    const uint64_t least = max_u64(wb->config.ring_blocks / 100 * wb->config.tunables.tight_percent,
+    const uint64_t least = max_u64(wb->config.ring_blocks * wb->config.tunables.tight_percent / 100,
                                    journal_reserve_max(journal) + wb->engine->members_count);
 
     return free_blocks < least;
