@@ -10,6 +10,7 @@
  */
 #include "array/array.h"
 #include "cli/export_array.h"
+#include "cli/service.h"
 #include "cli/size.h"
 #include "device/file.h"
 #include "nbd/listen.h"
@@ -17,10 +18,8 @@
 #include "slow_device.h"
 #include <getopt.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 struct program {
@@ -71,24 +70,21 @@ devices_open(struct program *p)
 static task_fn int
 program_start(struct program *p)
 {
-    const bool cached = p->journal_path != NULL;
-    const uint64_t memory = p->memory_bytes;
-    const struct array_config config = {
+    struct array_config config = {
         .devices = p->devices,
-        .device_count = p->members + cached,
-        .memory_bytes = memory / 2,
-        .memory_beside_cache_bytes = memory / 8,
+        .device_count = p->members + (p->journal_path != NULL),
         .journal_mode = p->mode,
-        .cache_bytes = memory / 8 * 5,
         .not_kernel_recoverable = true,
         .event = told,
     };
     int result = devices_open(p);
 
-    if (result == 0)
-        result = pages_create(p->loop, cached ? memory / 4 : memory / 2, true, &p->pages);
+    array_config_split(&config, p->memory_bytes);
     if (result == 0)
         result = array_start(p->loop, &config, &p->array, &p->error);
+    if (result == 0)
+        result =
+            pages_create(p->loop, array_request_bytes(p->array, p->memory_bytes), true, &p->pages);
     if (result == 0)
         result = nbd_listen_unix(p->socket_path, &p->listener, &p->error);
     return result;
@@ -237,16 +233,10 @@ main(int argc, char **argv)
 {
     const struct loop_config loop_config = {.tasks = 1536};
     struct program p = {.memory_bytes = 256 * MIB, .model = {.bytes_per_s = 200 * MIB}};
-    sigset_t signals;
 
     options_parse(&p, argc, argv);
-    (void)sigemptyset(&signals);
-    (void)sigaddset(&signals, SIGTERM);
-    (void)sigaddset(&signals, SIGINT);
-    (void)sigprocmask(SIG_BLOCK, &signals, NULL);
-    p.signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
-
-    if (loop_create(&loop_config, &p.loop, &p.error) < 0) {
+    p.signal_fd = signals_open(&p.error);
+    if (p.signal_fd < 0 || loop_create(&loop_config, &p.loop, &p.error) < 0) {
         (void)fprintf(stderr, "slow_array: %s\n", p.error.text);
         return 1;
     }

@@ -15,6 +15,12 @@
 #define RESYNC_CHECKPOINTS 16u
 #define RESYNC_PROGRESS_NS UINT64_C(1000000000)
 #define SUPERBLOCK_IOS     32u
+/* Of one budget for everything: what requests hold, and what is scratch memory; beside a cache they
+ * have less. */
+#define REQUESTS_SHARE        2u
+#define REQUESTS_SHARE_CACHED 4u
+#define SCRATCH_SHARE_CACHED  8u
+#define SCRATCH_MIN           (4 * MIB)
 
 void
 array_tell(struct array *array, enum array_event_kind kind, unsigned member, const char *format,
@@ -363,6 +369,20 @@ array_assemble(struct array *array, struct error *error)
     return result;
 }
 
+void
+array_config_split(struct array_config *config, uint64_t bytes)
+{
+    config->memory_bytes = bytes / REQUESTS_SHARE;
+    config->memory_beside_cache_bytes = max_u64(bytes / SCRATCH_SHARE_CACHED, SCRATCH_MIN);
+    config->cache_bytes = bytes - bytes / REQUESTS_SHARE_CACHED - config->memory_beside_cache_bytes;
+}
+
+uint64_t
+array_request_bytes(const struct array *array, uint64_t bytes)
+{
+    return bytes / (array->journal != NULL ? REQUESTS_SHARE_CACHED : REQUESTS_SHARE);
+}
+
 /* A cache gets its memory at the engine's expense. */
 static uint64_t
 scratch_bytes(const struct array *array)
@@ -626,7 +646,7 @@ array_trim(struct array *array, uint64_t offset, uint64_t length, bool fua)
     return result;
 }
 
-/* After the journal has failed: is something that was acknowledged neither on the members? */
+/* After the journal has failed: is something that was acknowledged not on the members? */
 static bool
 array_data_missing(const struct array *array)
 {

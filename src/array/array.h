@@ -99,6 +99,14 @@ struct array_config {
 };
 
 /*
+ * Splits one budget (bytes) between the array and what its requests hold, with a cache or without:
+ * fills the config's memory_bytes, memory_beside_cache_bytes and cache_bytes.
+ */
+void array_config_split(struct array_config *config, uint64_t bytes);
+/* Of that budget, what is left for requests now that it is known whether there is a journal. */
+uint64_t array_request_bytes(const struct array *array, uint64_t bytes) must_check;
+
+/*
  * Probes, decides, and starts; a dirty complete array starts its resync in the background. On
  * success the devices in use are the array's (to be closed by array_destroy); on failure all stay
  * the caller's. Devices that are left out (stale, spare) are the array's too and are closed by it.

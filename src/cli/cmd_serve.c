@@ -188,12 +188,8 @@ parse_options(struct serve *serve, int argc, char **argv)
         case 'j':
             serve->json = true;
             break;
-        case 'h':
-            return print_help(help);
-        case 'v':
-            return print_version();
         default:
-            return option_failed(COMMAND, argc, argv);
+            return option_common(COMMAND, help, option, argv);
         }
     if (status >= 0)
         return status;
@@ -240,20 +236,18 @@ static task_fn void
 start_array(void *arg)
 {
     struct serve *serve = arg;
-    const struct array_config config = {
+    struct array_config config = {
         .devices = serve->devices,
         .device_count = serve->count,
         .readonly = serve->readonly,
         .force = serve->force,
-        .memory_bytes = serve->memory_bytes / 2,
-        .memory_beside_cache_bytes = serve->memory_bytes / 8,
-        .cache_bytes = serve->memory_bytes / 8 * 5,
         .journal_mode = serve->journal_mode,
         .not_kernel_recoverable = serve->not_kernel_recoverable,
         .event = array_event,
         .owner = serve,
     };
 
+    array_config_split(&config, serve->memory_bytes);
     serve->result = check_places(serve);
     if (serve->result == 0)
         serve->result = array_start(serve->loop, &config, &serve->array, &serve->error);
@@ -401,23 +395,14 @@ start_control(struct serve *serve)
     return 0;
 }
 
-/* What requests of clients may take: half, unless a cache has its share. */
-static uint64_t
-requests_memory_bytes(const struct serve *serve)
-{
-    struct array_status status;
-
-    array_status(serve->array, &status);
-    return serve->memory_bytes / (status.journaled ? 4 : 2);
-}
-
 /* Everything that others look at, in the order of the contract. */
 static task_fn int
 go_public(struct serve *serve)
 {
     int r;
 
-    r = pages_create(serve->loop, requests_memory_bytes(serve), true, &serve->pages);
+    r = pages_create(serve->loop, array_request_bytes(serve->array, serve->memory_bytes), true,
+                     &serve->pages);
     if (r < 0)
         return error_set(&serve->error, r, "no memory for requests (--memory): %s", strerror(-r));
     if (serve->pidfile) {

@@ -16,8 +16,7 @@
 
 #define MEMORY_DEFAULT  (64 * MIB)
 #define MEMORY_MIN      (8 * MIB)
-#define SCRATCH_MIN     (MEMORY_MIN / 2) /* of the engine */
-#define PIECE_BYTES_MAX (1 * MIB)        /* of one request's pages at a time */
+#define PIECE_BYTES_MAX (1 * MIB) /* of one request's pages at a time */
 #define CLAIM_WAIT_NS   UINT64_C(5000000000)
 
 struct stripelog {
@@ -161,25 +160,20 @@ static task_fn int
 open_array(struct job *job, struct device **devices)
 {
     struct stripelog *handle = job->handle;
-    const uint64_t memory_bytes = handle->options.memory_bytes;
-    const uint64_t beside_bytes = max_u64(memory_bytes / 8, SCRATCH_MIN);
-    const struct array_config config = {
+    struct array_config config = {
         .devices = devices,
         .device_count = job->devices_count,
         .readonly = handle->options.readonly != 0,
         .force = handle->options.force,
-        .memory_bytes = memory_bytes / 2,
-        .memory_beside_cache_bytes = beside_bytes,
-        .cache_bytes = memory_bytes - memory_bytes / 4 - beside_bytes,
         .journal_mode = handle->options.write_back ? JOURNAL_WRITE_BACK : JOURNAL_WRITE_THROUGH,
         .event = event_arrived,
         .owner = handle,
     };
 
+    array_config_split(&config, handle->options.memory_bytes);
     return array_start(handle->loop, &config, &handle->array, &job->error);
 }
 
-/* Half of the memory, unless a cache has its share. */
 static task_fn int
 open_buffers(struct job *job)
 {
@@ -189,8 +183,9 @@ open_buffers(struct job *job)
 
     array_status(handle->array, &status);
     handle->size_bytes = status.size_bytes;
-    result = pages_create(handle->loop, handle->options.memory_bytes / (status.journaled ? 4 : 2),
-                          false, &handle->pages);
+    result =
+        pages_create(handle->loop, array_request_bytes(handle->array, handle->options.memory_bytes),
+                     false, &handle->pages);
     if (result == 0)
         return 0;
     ignored(array_stop(handle->array)); /* that it cannot be opened is what is told */
