@@ -45,8 +45,9 @@ int command_failed(const char *command, const struct error *error);
 /* The command line is wrong; names --help. Returns CLI_USAGE. */
 int usage_failed(const char *command, const char *format, ...) printf_like(2, 3);
 
-/* What getopt_long could not make sense of (it returned '?' or ':'). Returns CLI_USAGE. */
-int option_failed(const char *command, int argc, char **argv);
+/* An option that all commands have, or that getopt_long could not make sense of (it returned '?' or
+ * ':'). Returns an exit status. */
+int option_common(const char *command, const char *help, int option, char **argv);
 
 /* Help or version to stdout; CLI_OK, or CLI_FAILED if stdout takes no more. */
 int print_help(const char *text);

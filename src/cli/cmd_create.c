@@ -133,8 +133,6 @@ enum create_option {
     OPTION_ASSUME_CLEAN,
     OPTION_FORCE,
     OPTION_JSON,
-    OPTION_HELP,
-    OPTION_VERSION,
 };
 
 static const struct option long_options[] = {
@@ -150,14 +148,14 @@ static const struct option long_options[] = {
     {"assume-clean", no_argument, NULL, OPTION_ASSUME_CLEAN},
     {"force", no_argument, NULL, OPTION_FORCE},
     {"json", no_argument, NULL, OPTION_JSON},
-    {"help", no_argument, NULL, OPTION_HELP},
-    {"version", no_argument, NULL, OPTION_VERSION},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, 'v'},
     {NULL, 0, NULL, 0},
 };
 
 /* An exit status, or -1 to go on. */
 static int
-parse_option(struct create *create, int option, int argc, char **argv)
+parse_option(struct create *create, int option, char **argv)
 {
     struct create_options *o = &create->options;
     struct error error = {0};
@@ -206,12 +204,8 @@ parse_option(struct create *create, int option, int argc, char **argv)
     case OPTION_JSON:
         create->json = true;
         break;
-    case OPTION_HELP:
-        return print_help(help);
-    case OPTION_VERSION:
-        return print_version();
     default:
-        return option_failed(COMMAND, argc, argv);
+        return option_common(COMMAND, help, option, argv);
     }
     if (r < 0)
         status = usage_failed(COMMAND, "%s: %s", argv[optind - 1], error.text);
@@ -475,7 +469,7 @@ cmd_create(int argc, char **argv)
     create.options.now = superblock_time((uint64_t)time(NULL), 0);
     opterr = 0;
     while ((option = getopt_long(argc, argv, ":", long_options, NULL)) != -1) {
-        status = parse_option(&create, option, argc, argv);
+        status = parse_option(&create, option, argv);
         if (status >= 0)
             return status;
     }

@@ -742,12 +742,8 @@ cmd_examine(int argc, char **argv)
         case 'j':
             as_json = true;
             break;
-        case 'h':
-            return print_help(help);
-        case 'v':
-            return print_version();
         default:
-            return option_failed(COMMAND, argc, argv);
+            return option_common(COMMAND, help, option, argv);
         }
     if (optind == argc)
         return usage_failed(COMMAND, "no device is given");

@@ -46,12 +46,8 @@ parse_options(struct options *options, int argc, char **argv)
         case 'j':
             options->json = true;
             break;
-        case 'h':
-            return print_help(help);
-        case 'v':
-            return print_version();
         default:
-            return option_failed(COMMAND, argc, argv);
+            return option_common(COMMAND, help, option, argv);
         }
     if (optind == argc)
         return usage_failed(COMMAND, "no array is named");

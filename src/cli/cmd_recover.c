@@ -89,12 +89,8 @@ parse_options(struct recover *recover, int argc, char **argv)
         case 'j':
             recover->json = true;
             break;
-        case 'h':
-            return print_help(help);
-        case 'v':
-            return print_version();
         default:
-            return option_failed(COMMAND, argc, argv);
+            return option_common(COMMAND, help, option, argv);
         }
     if (status >= 0)
         return status;

@@ -35,15 +35,9 @@ parse_options(const char **array, int argc, char **argv)
     int option;
 
     opterr = 0;
-    while ((option = getopt_long(argc, argv, ":", long_options, NULL)) != -1)
-        switch (option) {
-        case 'h':
-            return print_help(help);
-        case 'v':
-            return print_version();
-        default:
-            return option_failed(COMMAND, argc, argv);
-        }
+    option = getopt_long(argc, argv, ":", long_options, NULL);
+    if (option != -1)
+        return option_common(COMMAND, help, option, argv);
     if (optind + 1 != argc)
         return usage_failed(COMMAND,
                             optind == argc ? "no array is named" : "more than one array is named");

@@ -70,15 +70,6 @@ usage_failed(const char *command, const char *format, ...)
 }
 
 int
-option_failed(const char *command, int argc, char **argv)
-{
-    (void)argc;
-    /* getopt_long leaves the culprit just behind. */
-    return usage_failed(command, "%s: no such option, or its value is missing or not expected",
-                        argv[optind - 1]);
-}
-
-int
 print_help(const char *text)
 {
     (void)fputs(text, stdout); /* finish_output looks for errors */
@@ -90,6 +81,18 @@ print_version(void)
 {
     (void)puts(PROGRAM " " STRIPELOG_VERSION); /* as above */
     return finish_output("version", CLI_OK);
+}
+
+int
+option_common(const char *command, const char *help, int option, char **argv)
+{
+    if (option == 'h')
+        return print_help(help);
+    if (option == 'v')
+        return print_version();
+    /* getopt_long leaves the culprit just behind. */
+    return usage_failed(command, "%s: no such option, or its value is missing or not expected",
+                        argv[optind - 1]);
 }
 
 int
