@@ -35,10 +35,11 @@ struct write_out {
 
 /* --- What is to be written out --------------------------------------------------------------- */
 
+/* of: UINT64_MAX where there is no limit; else at most the blocks of a ring, 2^32. */
 static bool
 above(uint64_t value, uint64_t of, unsigned percent)
 {
-    return of != UINT64_MAX && value > of * percent / 100; /* at most 2^32, but for that */
+    return of != UINT64_MAX && value > of * percent / 100;
 }
 
 /* With everything chosen written out, is there still too little free? */
