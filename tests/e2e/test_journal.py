@@ -12,8 +12,8 @@ import subprocess
 import sys
 
 from harness import (KIB, MIB, RESYNC_DONE, STRIPELOG, TOP, Server, Skip, crc32c, create, digests, expect,
-                     expect_content, images_make, main, need_program, refused, resync_wait, rng_for, serve_refused, stripelog,
-                     superblock_edit, superblock_field, unchanged, writes_random)
+                     expect_content, images_make, main, need_program, refused, resync_wait, rng_for, serve_refused,
+                     stripelog, superblock_edit, superblock_field, unchanged, writes_random)
 
 sys.path.insert(0, os.path.join(TOP, "tests", "golden"))
 import golden  # pylint: disable=wrong-import-position
