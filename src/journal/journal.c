@@ -429,9 +429,10 @@ journal_append_begin(struct journal *journal, struct journal_append *append, uin
         return; /* nobody counts space any more */
     assert(reserved <= journal_reserve_max(journal));
     assert(reserved <= journal->reserved_blocks);
-    tokens_take(journal->loop, &journal->slots_free, slots);
     append->reserved = reserved;
-    append->slots = slots;
+    append->refused = !tokens_take_or_end(journal->loop, &journal->slots_free, slots);
+    if (!append->refused)
+        append->slots = slots;
 }
 
 /* The entry for a step: the open one if it has room (J3), else a new one. */
@@ -475,7 +476,7 @@ journal_append_step(struct journal *journal, struct journal_append *append,
                            (parities > 0 ? journal_parity_payload_bytes(parities) : 0);
     struct journal_entry_state *entry;
 
-    if (journal->failed)
+    if (journal->failed || append->refused)
         return -EIO;
     assert(blocks > 0);
     assert(parities == 0 || parities == journal->config.geometry.parity_count);
@@ -632,6 +633,7 @@ journal_fail(struct journal *journal, int error, const char *operation)
     if (journal->open != NULL)
         loop_at_turn_end(journal->loop, &journal->turn_end); /* it waits for nobody any more */
     space_grant(journal);
+    tokens_end(journal->loop, &journal->slots_free); /* what is not complete keeps its slots */
     wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
     journal->config.failed(journal->config.owner, error, operation);
 }
@@ -641,6 +643,7 @@ journal_end_waiting(struct journal *journal)
 {
     journal->ended = true;
     space_grant(journal);
+    tokens_end(journal->loop, &journal->slots_free); /* what is kept keeps its slots */
     wait_queue_wake_all(journal->loop, &journal->checkpoint_done);
 }
 

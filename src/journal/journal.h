@@ -128,6 +128,7 @@ struct journal_entry_state; /* of journal.c */
 struct journal_append {
     uint64_t reserved;                        /* blocks left of the reservation */
     uint64_t slots;                           /* entries that it may still open */
+    bool refused;                             /* it got none */
     struct journal_entry_state *first, *last; /* the entries it stands in */
     struct task *waiter;
     int result;
@@ -159,7 +160,7 @@ task_fn void journal_append_begin(struct journal *journal, struct journal_append
                                   uint64_t reserved);
 /* Adds a step to the open entry (checksums are made here). Does not suspend; nothing else may be
  * done with the append, and no suspend happen, between begin and the last step. -EIO: the journal
- * has failed (finish is to be called nevertheless). */
+ * has failed, or waiting for memory has ended (finish is to be called nevertheless). */
 int journal_append_step(struct journal *journal, struct journal_append *append,
                         struct journal_step *step) must_check;
 /* Gives back what is left of the reservation and suspends until all of it is complete (J1), or
@@ -199,7 +200,8 @@ task_fn int journal_checkpoint(struct journal *journal) must_check;
 /* For a stop: with everything finished, leaves an empty entry at the head that is the tail. */
 task_fn int journal_drain(struct journal *journal) must_check;
 
-/* Everybody who waits for space, now or later, gets -EIO (the array goes read-only). */
+/* Everybody who waits for space or for memory, now or later, gets -EIO (the array goes read-only).
+ */
 void journal_end_waiting(struct journal *journal);
 
 bool journal_failed(const struct journal *journal);

@@ -324,6 +324,31 @@ tokens_take(struct loop *loop, struct tokens *tokens, uint64_t count)
     wait_queue_wait(loop, &tokens->waiters); /* tokens_give has taken them for us */
 }
 
+bool
+tokens_take_or_end(struct loop *loop, struct tokens *tokens, uint64_t count)
+{
+    struct task *self = task_self(loop);
+
+    assert(count <= tokens->total);
+    if (tokens_try(tokens, count))
+        return true;
+    if (tokens->ended)
+        return false;
+    self->wanted = count;
+    wait_queue_wait(loop, &tokens->waiters);
+    return self->wanted == count;
+}
+
+void
+tokens_end(struct loop *loop, struct tokens *tokens)
+{
+    tokens->ended = true;
+    while (!wait_queue_empty(&tokens->waiters)) {
+        tokens->waiters.first->wanted = UINT64_MAX;        /* more than there can be */
+        (void)wait_queue_wake_one(loop, &tokens->waiters); /* somebody waits: just seen */
+    }
+}
+
 void
 tokens_give(struct loop *loop, struct tokens *tokens, uint64_t count)
 {

@@ -70,12 +70,18 @@ void wait_queue_wake_all(struct loop *loop, struct wait_queue *queue);
  */
 struct tokens {
     uint64_t free, total;
+    bool ended;
     struct wait_queue waiters;
 };
 
 void tokens_init(struct tokens *tokens, uint64_t total);
 /* Waits until count are free and all who came before are served. count <= total. */
 task_fn void tokens_take(struct loop *loop, struct tokens *tokens, uint64_t count);
+/* The same; but false, and nothing is taken, if they are ended before it is our turn. */
+task_fn bool tokens_take_or_end(struct loop *loop, struct tokens *tokens,
+                                uint64_t count) must_check;
+/* Nobody waits any more, for good. Only where all takes are of the second kind. */
+void tokens_end(struct loop *loop, struct tokens *tokens);
 /* Takes them at once or not at all; false if too few are free or somebody waits. */
 bool tokens_try(struct tokens *tokens, uint64_t count) must_check;
 void tokens_give(struct loop *loop, struct tokens *tokens, uint64_t count);

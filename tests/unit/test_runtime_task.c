@@ -341,6 +341,45 @@ tokens_are_given_strictly_in_order(void **state)
 }
 
 static void
+take_or_end_and_note(void *arg)
+{
+    struct actor *const actor = arg;
+
+    if (tokens_take_or_end(actor->scene->loop, &actor->scene->tokens, actor->count))
+        note(actor->scene, actor->name);
+    else
+        note(actor->scene, '-');
+}
+
+static void
+end_tokens(void *arg)
+{
+    struct scene *const scene = arg;
+
+    tokens_end(scene->loop, &scene->tokens);
+    note(scene, '.');
+}
+
+/* Who waits takes nothing, whoever comes later only what is there. */
+static void
+nobody_waits_for_tokens_that_have_ended(void **state)
+{
+    struct scene *const scene = *state;
+    struct actor most = {scene, 'x', 8}, large = {scene, 'L', 5}, small = {scene, 's', 1};
+
+    tokens_init(&scene->tokens, 10);
+    must_start(scene, take_or_end_and_note, &most);
+    must_start(scene, take_or_end_and_note, &large);
+    must_start(scene, take_or_end_and_note, &small);
+    must_start(scene, end_tokens, scene);
+    must_start(scene, take_or_end_and_note, &large);
+    must_start(scene, take_or_end_and_note, &small);
+    loop_run(scene->loop);
+    assert_string_equal(scene->log, "x.-s--");
+    assert_int_equal(scene->tokens.free, 1);
+}
+
+static void
 try_while_one_waits(void *arg)
 {
     struct actor *const actor = arg;
@@ -486,6 +525,7 @@ main(void)
         scene_test(waiting_starts_are_served_in_order),
         scene_test(queue_wakes_in_order),
         scene_test(tokens_are_given_strictly_in_order),
+        scene_test(nobody_waits_for_tokens_that_have_ended),
         scene_test(try_does_not_overtake_who_waits),
         scene_test(suspend_while_forbidden_is_an_assertion),
         scene_test(waking_a_task_that_is_not_suspended_is_an_assertion),
