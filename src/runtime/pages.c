@@ -97,6 +97,8 @@ arena_map(struct pages *pages, bool touch)
                    (round_up((uintptr_t)pages->mapping, HUGE_BYTES) - (uintptr_t)pages->mapping);
     /* A wish: without huge pages all works, slower. */
     (void)madvise(pages->arena, pages->total_bytes, MADV_HUGEPAGE);
+    /* A child (of serve --run) would get a copy at once of whatever is pinned for I/O. */
+    (void)madvise(pages->arena, pages->total_bytes, MADV_DONTFORK);
     if (touch && madvise(pages->arena, pages->total_bytes, MADV_POPULATE_WRITE) < 0) {
         if (errno == ENOMEM) {
             (void)munmap(pages->mapping, pages->mapping_bytes);
