@@ -372,6 +372,7 @@ array_assemble(struct array *array, struct error *error)
 void
 array_config_split(struct array_config *config, uint64_t bytes)
 {
+    config->memory_touched = true;
     config->memory_bytes = bytes / REQUESTS_SHARE;
     config->memory_beside_cache_bytes = max_u64(bytes / SCRATCH_SHARE_CACHED, SCRATCH_MIN);
     config->cache_bytes = bytes - bytes / REQUESTS_SHARE_CACHED - config->memory_beside_cache_bytes;
@@ -404,6 +405,7 @@ array_run(struct array *array, struct error *error)
         .members = array->members,
         .unsynced = &array->unsynced,
         .scratch_bytes = scratch_bytes(array),
+        .scratch_touched = array->config.memory_touched,
         .workers = array->config.workers,
         .readonly = array->config.readonly,
         .owner = array,

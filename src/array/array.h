@@ -84,6 +84,7 @@ struct array_config {
     uint64_t memory_bytes; /* the engine's share: scratch pages. A recovery takes up to as much
                               again (16 MiB at least) while array_start runs */
     uint64_t memory_beside_cache_bytes; /* its share instead where there is a cache; 0: the same */
+    bool memory_touched;                /* scratch pages are there from the start on, for speed */
     /* The write-back cache, for an array with a journal (else nothing is taken). */
     enum journal_mode journal_mode;        /* asked for; a degraded array starts in write-through */
     uint64_t cache_bytes;                  /* its memory: index and pages; 0: no write-back */
@@ -100,7 +101,7 @@ struct array_config {
 
 /*
  * Splits one budget (bytes) between the array and what its requests hold, with a cache or without:
- * fills the config's memory_bytes, memory_beside_cache_bytes and cache_bytes.
+ * fills the config's memory_bytes, memory_beside_cache_bytes and cache_bytes; memory_touched.
  */
 void array_config_split(struct array_config *config, uint64_t bytes);
 /* Of that budget, what is left for requests now that it is known whether there is a journal. */

@@ -58,7 +58,7 @@ reader_init(struct reader *reader, struct device *device, uint64_t data_offset_b
                               .window_bytes = WINDOW_BYTES};
     while (reader->window_bytes > BLOCK_BYTES && reader->window_bytes / 2 >= ring_bytes)
         reader->window_bytes /= 2;
-    if (pages_create(device->loop, WINDOWS * reader->window_bytes, true, &reader->pages) < 0)
+    if (pages_create(device->loop, WINDOWS * reader->window_bytes, false, &reader->pages) < 0)
         return -ENOMEM;
     if (io_pool_init(&reader->ios, device->loop, WINDOWS) < 0) {
         pages_destroy(reader->pages);

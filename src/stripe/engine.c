@@ -334,7 +334,8 @@ engine_create(const struct engine_config *config, struct engine **out, struct er
     engine->ready_last = &engine->ready_first;
     engine->turn_end.run = workers_wake;
     if (row_shapes_init(&engine->shapes, config->geometry) < 0 ||
-        pages_create(config->loop, config->scratch_bytes, true, &engine->scratch) < 0 ||
+        pages_create(config->loop, config->scratch_bytes, config->scratch_touched,
+                     &engine->scratch) < 0 ||
         io_pool_init(&engine->ios, config->loop, config->workers * IOS_A_WORKER) < 0 ||
         engine_allocate(engine) < 0) {
         result = error_set(error, -ENOMEM, "no memory for the engine (%llu bytes of scratch)",

@@ -127,6 +127,7 @@ struct engine_config {
     struct member *members;    /* borrowed, geometry->members of them; the owner changes states */
     struct unsynced *unsynced; /* borrowed; the owner moves it */
     uint64_t scratch_bytes;    /* memory for old content, parity and partial blocks */
+    bool scratch_touched;      /* all of it, when the engine is made */
     unsigned workers;
     bool readonly; /* nothing is ever written, not even to mend a block */
     void *owner;
