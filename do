@@ -23,7 +23,7 @@ unset CDPATH
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 export PATH
 logs=build/logs
-kill_rounds=250       # of ./do soak, in either mode; some 20 minutes
+kill_rounds=250       # of ./do soak, in either mode; some 20 minutes. A fifth under the sanitizers
 power_cuts=60         # the same, some 8 minutes
 postgres_kills=5      # a minute
 results=$logs/results # one line a result: status, name, remark; tab-separated
@@ -184,7 +184,7 @@ build_tree()
 
 build_clang()
 {
-    CC=clang build_tree build/clang --werror -Dtests=true
+    CC=clang build_tree build/clang --werror -Dtests=true -Doptimization=0
 }
 
 build_sanitize()
@@ -214,8 +214,8 @@ test_tree()
     say "== $name: tests"
     rm -rf "$tree/meson-logs"
     mkdir -p "$tree/meson-logs"
-    # One more than there are CPUs: some only wait.
-    meson test -C "$tree" --no-rebuild --num-processes $(($(nproc) + 1)) "$@" >"$logs/$name.log" 2>&1 || true
+    # More than there are CPUs: some only wait.
+    meson test -C "$tree" --no-rebuild --num-processes $(($(nproc) * 2)) "$@" >"$logs/$name.log" 2>&1 || true
     if ! python3 tests/tally.py "$name" "$tree/meson-logs" "$logs" >>"$results"; then
         result fail "$name tests" "$logs/$name.log"
     fi
@@ -226,10 +226,10 @@ test_tree()
 
 # The tests of the pure parts and the run-time under memcheck. Leaks are the sanitizers' business, who know a child
 # that ends early from one that leaks; and a server with threads is too slow here for the times that its test allows,
-# as is the recovery decision over every log of eight steps.
+# as are the recovery decision over every log of eight steps and parity over all that the kernel wrote.
 unit_tests_valgrind()
 {
-    unit_tests=$(python3 tests/tally.py --unit-tests build/test | tr ' ' '\n' | grep -vxE 'nbd-server-threads|journal_records' | tr '\n' ' ')
+    unit_tests=$(python3 tests/tally.py --unit-tests build/test | tr ' ' '\n' | grep -vxE 'nbd-server-threads|journal_records|golden_layouts' | tr '\n' ' ')
     test_tree valgrind build/test --timeout-multiplier 20 \
         --wrap "valgrind --quiet --error-exitcode=99 --leak-check=no --suppressions=$top/tests/valgrind.supp" \
         $unit_tests
@@ -435,12 +435,8 @@ verb_soak()
         return
     fi
     seed=$(date +%s)
-    step "$kill_rounds rounds of SIGKILL in either mode, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
-        PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_kill.py "$kill_rounds" "$seed"
-    step "$power_cuts power cuts in either mode, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
-        PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_power_cut.py "$power_cuts" "$seed"
-    step "$postgres_kills kills under PostgreSQL, seed $seed" env STRIPELOG="$top/build/test/stripelog" \
-        PYTHONDONTWRITEBYTECODE=1 python3 tests/e2e/test_postgres.py "$postgres_kills" "$seed"
+    soak_program test '' $kill_rounds $power_cuts $postgres_kills
+    soak_program sanitize ', sanitizers' $((kill_rounds / 5)) $((power_cuts / 5)) 1
     end=$(($(date +%s) + seconds))
     while [ "$(date +%s)" -lt "$end" ]; do
         build/sanitize/tests/sim/sim --seed "$seed" --histories 400 >"$logs/soak.sanitize.log" 2>&1 &
@@ -451,6 +447,16 @@ verb_soak()
         seed=$((seed + 8000))
     done
     results_end
+}
+
+# soak_program BUILD REMARK KILLS CUTS DATABASE-KILLS: the program of that build, ended in every way, from seed $seed on.
+soak_program()
+{
+    STRIPELOG=$top/build/$1/stripelog
+    export STRIPELOG PYTHONDONTWRITEBYTECODE=1
+    step "$3 rounds of SIGKILL in either mode, seed $seed$2" python3 tests/e2e/test_kill.py "$3" "$seed"
+    step "$4 power cuts in either mode, seed $seed$2" python3 tests/e2e/test_power_cut.py "$4" "$seed"
+    step "$5 kills under PostgreSQL, seed $seed$2" python3 tests/e2e/test_postgres.py "$5" "$seed"
 }
 
 # soak NAME LOG COMMAND...: one round; what failed keeps its log.

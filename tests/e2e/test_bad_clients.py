@@ -99,7 +99,7 @@ def served(work, *options):
     paths = images_make(work, 4, 24 * MIB)
     create(paths, "--assume-clean", level=5, chunk=64)
     rng = rng_for("good client")
-    with Server(paths, f"--memory={MEMORY // MIB}M", *options) as server:
+    with Server(paths, *options, memory=f"--memory={MEMORY // MIB}M") as server:
         handle = server.connect()
         model = bytearray(handle.get_size())
 

@@ -242,7 +242,7 @@ def a_degraded_start_says_so_once(work):
 def the_least_memory_is_enough(work):
     import nbd  # pylint: disable=import-outside-toplevel
     paths = array_new(work)
-    with Server(paths, "--memory=64M") as server:
+    with Server(paths, memory="--memory=64M") as server:
         handle = server.connect()
         size = min(handle.get_block_size(nbd.SIZE_MAXIMUM), 16 * MIB)
         data = os.urandom(size)

@@ -35,7 +35,7 @@ def image_new(work, size, name="image"):
 
 def nbdinfo_sees_the_export(work):
     need_program("nbdinfo")
-    with Server(array_new(work)) as server:
+    with Server(array_new(work), memory=None) as server:
         said = json.loads(run("nbdinfo", "--json", "--no-content", server.uri))["exports"]
         expect(len(said) == 1, f"{len(said)} exports")
         export = said[0]
@@ -85,12 +85,12 @@ def nbdcopy_there_and_back_through_the_cache(work):
     need_program("nbdcopy")
     paths = create_cached(work, 5, 16 * MIB, level=6)
     back = os.path.join(work, "back")
-    with Server(paths, *WRITE_BACK) as server:
+    with Server(paths, WRITE_BACK) as server:
         image = image_new(work, int(run("nbdinfo", "--size", server.uri)))
         run("nbdcopy", "--flush", "--request-size=4096", "--requests=32", image, server.uri)
         run("nbdcopy", "--connections=4", server.uri, back)
         expect(digest(back) == digest(image), "another content")
-    with Server(paths[2:], *WRITE_BACK) as server:
+    with Server(paths[2:], WRITE_BACK) as server:
         run("nbdcopy", server.uri, back)
         expect(digest(back) == digest(image), "another content without two members")
 
@@ -100,7 +100,7 @@ def nbdsh_small_unaligned_requests(work):
 
 
 def nbdsh_small_unaligned_requests_to_the_cache(work):
-    small_unaligned_requests(create_cached(work, 4, 16 * MIB), *WRITE_BACK)
+    small_unaligned_requests(create_cached(work, 4, 16 * MIB), WRITE_BACK)
 
 
 def small_unaligned_requests(paths, *options):
@@ -123,7 +123,7 @@ def nbdsh_zeroes_trim_and_flush(work):
 
 
 def nbdsh_zeroes_trim_and_flush_with_a_cache(work):
-    zeroes_trim_and_flush(create_cached(work, 4, 16 * MIB), *WRITE_BACK)
+    zeroes_trim_and_flush(create_cached(work, 4, 16 * MIB), WRITE_BACK)
 
 
 def zeroes_trim_and_flush(paths, *options):

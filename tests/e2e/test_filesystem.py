@@ -39,7 +39,7 @@ def ext4_with_real_files_is_clean_complete_and_degraded(work):
 
 
 def ext4_with_real_files_is_clean_in_the_write_back_cache(work):
-    complete_and_degraded(work, create_cached(work, 4, 64 * MIB, level=5, chunk=64), *WRITE_BACK)
+    complete_and_degraded(work, create_cached(work, 4, 64 * MIB, level=5, chunk=64), WRITE_BACK)
 
 
 def complete_and_degraded(work, paths, *options):

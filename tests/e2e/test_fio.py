@@ -44,7 +44,7 @@ def random_mix_of_sizes_verifies_on_2_connections(work):
 
 
 def random_reads_and_writes_verify_on_4_connections(work):
-    with Server(array_new(work, 6, 6)) as server:
+    with Server(array_new(work, 6, 6), memory=None) as server:
         fio(server, work, 4, "--rw=randrw", "--rwmixread=40", "--bssplit=4k/50:8k/20:64k/20:128k/10", "--iodepth=16")
 
 
@@ -76,11 +76,11 @@ def the_write_back_cache_verifies_and_survives(work):
         place = os.path.join(work, f"{level}")
         os.mkdir(place)
         paths = create_cached(place, members, 20 * MIB, level=level, chunk=32)
-        with Server(paths, *WRITE_BACK) as server:
+        with Server(paths, WRITE_BACK) as server:
             fio(server, place, 4, "--rw=randwrite", *options)
-        with Server(paths[1:], *WRITE_BACK) as server:
+        with Server(paths[1:], WRITE_BACK) as server:
             fio(server, place, 4, "--rw=randwrite", "--verify_only=1", *options)
-        with Server(paths, *WRITE_BACK) as server:
+        with Server(paths, WRITE_BACK) as server:
             fio(server, place, 4, "--rw=randrw", "--rwmixread=40", *options)
 
 
@@ -89,7 +89,7 @@ def memory_stays_within_the_budget_whatever_the_load(work):
         raise Skip("sanitizers need memory of their own")
     paths = images_make(work, 6, 48 * MIB)
     create(paths, "--assume-clean", level=6, chunk=64)
-    with Server(paths, "--memory=64M") as server:
+    with Server(paths, memory="--memory=64M") as server:
         fio(server, work, 8, "--rw=randrw", "--bs=4m", "--iodepth=16", "--verify=null", "--norandommap=1",
             "--loops=3")
         fio(server, work, 8, "--rw=randwrite", "--bs=4k", "--iodepth=128")

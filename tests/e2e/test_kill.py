@@ -41,13 +41,12 @@ import sys
 import tempfile
 import time
 
-from harness import (MIB, Failed, Server, Skip, create, expect, images_make, main, nbd_read_all, resync_wait,
+from harness import (MEMORY, MIB, Failed, Server, Skip, create, expect, images_make, main, nbd_read_all, resync_wait,
                      rng_for, stripelog, superblock_field)
 from load import BLOCK, Model, Piece, described, load_and_kill, switching, whole
 
 MEMBER_BYTES = 5 * MIB
 JOURNAL_BYTES = 5 * MIB  # with the superblock's megabyte off: 4 MiB of log, the least there is
-MEMORY = "--memory=64M"
 SAMPLE = 15
 SAMPLE_CACHED = 10
 
@@ -72,7 +71,7 @@ class Array:
         self.data_bytes = 512 * superblock_field(self.members[0], 80, "<Q", metadata)
         self.metadata = metadata
         # Zeros, or what happens to be there.
-        with Server(self.given(), "--readonly", MEMORY) as server:
+        with Server(self.given(), "--readonly") as server:
             self.model = Model(server.read_all())
         self.version = 0
         self.totals = dict.fromkeys(("rounds", "requests acknowledged", "blocks flushed", "killed recoveries",
@@ -116,7 +115,7 @@ class Array:
 
     def mode(self, rng):
         """Options of a server that writes to it."""
-        return [MEMORY]
+        return []
 
     def crash(self, rng):
         self.load_and_kill(rng, Server(self.given(), *self.mode(rng)))
@@ -174,7 +173,7 @@ class Array:
             self.expect_parity()
 
     def shown(self, without, folder):
-        with Server(self.given(without, folder), "--readonly", MEMORY) as server:
+        with Server(self.given(without, folder), "--readonly") as server:
             return nbd_read_all(server.connect())
 
     def same(self, got, wanted, what):
@@ -206,7 +205,7 @@ class CachedArray(Array):
                                       "crashes upon a crash", "blocks without a page"), 0)
 
     def mode(self, rng):
-        return [MEMORY, "--journal-mode=" + ("write-back" if rng.random() < 0.8 else "write-through")]
+        return ["--journal-mode=" + ("write-back" if rng.random() < 0.8 else "write-through")]
 
     def crash(self, rng):
         server = Server(self.given(), *self.mode(rng))
@@ -265,7 +264,7 @@ class LargeArray(CachedArray):
     patience = 5
 
     def mode(self, rng):
-        return [MEMORY, "--journal-mode=write-back", "--kernel-recoverable=no"]
+        return ["--journal-mode=write-back", "--kernel-recoverable=no"]
 
 
 def arrays(work):

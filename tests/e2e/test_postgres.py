@@ -266,10 +266,10 @@ class Array:
         return [path for role, path in enumerate(self.members) if role != without] + [self.journal]
 
     def serve(self):
-        return Server(self.devices(), "--journal-mode=write-back", "--memory=64M", timeout=60)
+        return Server(self.devices(), "--journal-mode=write-back", timeout=60)
 
     def content(self, without=None):
-        with Server(self.devices(without), "--readonly", "--memory=64M", timeout=60) as server:
+        with Server(self.devices(without), "--readonly", timeout=60) as server:
             return nbd_read_all(server.connect())
 
 

@@ -30,7 +30,8 @@ import sys
 import tempfile
 import time
 
-from harness import (MIB, TOP, WRITE_BACK, Failed, Server, Skip, create_cached, expect, main, nbd_read_all, need_program, stripelog)
+from harness import (MEMORY, MIB, TOP, WRITE_BACK, Failed, Server, Skip, create_cached, expect, main, nbd_read_all,
+                     need_program, stripelog)
 from load import Model, load_and_kill, switching
 from lossy import PowerCut
 
@@ -41,7 +42,6 @@ import golden  # noqa: E402  pylint: disable=wrong-import-position
 SAMPLE = 3
 ROUNDS = None
 SEED = 1
-MEMORY = "--memory=64M"
 
 
 class Array:
@@ -57,14 +57,14 @@ class Array:
 
     def content(self, without=None, devices=None):
         devices = [path for role, path in enumerate(devices or self.devices) if role != without]
-        with Server(devices, "--readonly", MEMORY) as server:
+        with Server(devices, "--readonly") as server:
             return nbd_read_all(server.connect())
 
     def round(self, seed, mode):
         self.rounds += 1
         rng = random.Random(f"{seed} {self.name} {self.rounds}")
         with PowerCut(self.devices, self.work, rng.random()) as power:
-            server = Server(power.paths, MEMORY, f"--journal-mode={mode}")
+            server = Server(power.paths, f"--journal-mode={mode}")
             pause = rng.uniform(0.02, 0.2) if mode == "write-back" and rng.random() < 0.4 else 60.0
 
             def cut(load):
@@ -102,7 +102,7 @@ class Array:
         expect(self.content(without) == shown, f"another content without member {without}")
         while rng.random() < 0.5:
             with PowerCut(self.devices, self.work, rng.random()) as power:
-                server = Server(power.paths, MEMORY, f"--journal-mode={mode}", wait=False)
+                server = Server(power.paths, f"--journal-mode={mode}", wait=False)
                 time.sleep(rng.uniform(0.0, 0.4))
                 power.cut(server.process)
                 server.kill()
@@ -202,7 +202,7 @@ def replay_and_cut(work, case, stop):
     devices = create_cached(work, len(facts["members"]), facts["member_mib"] * MIB, level=case.level,
                             chunk=facts["chunk_kib"], layout=facts["layout"], log_bytes=(facts["journal_mib"] - 1) * MIB)
     with PowerCut(devices, work, "worst") as power:
-        server = Server(power.paths, *WRITE_BACK)
+        server = Server(power.paths, WRITE_BACK)
         try:
             handle = server.connect()
             expect(handle.get_size() == case.array_bytes, f"{handle.get_size()} bytes, not {case.array_bytes}")

@@ -15,46 +15,51 @@ kernel left in write-back mode also go live in the cache of a server that is kil
     test_golden.py [layouts | shown | recovered] [TEST ...]
 """
 
+import atexit
+import functools
 import hashlib
 import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "e2e"))
 sys.path.insert(0, HERE)
 
 import golden  # pylint: disable=wrong-import-position
-from harness import (WRITE_BACK, Server, expect, expect_content, main,  # pylint: disable=wrong-import-position
+from harness import (MEMORY, WRITE_BACK, Server, expect, expect_content, main,  # pylint: disable=wrong-import-position
                      need_program, rng_for, serve_refused, stripelog, writes_random)
 
 CASES = golden.cases()
+LAYOUTS = [case for case in CASES.values() if case.is_layout]
 JOURNALED = [case for case in CASES.values() if not case.is_layout]
 # Where a member's data begins, in the arrays with a journal: what lies before is superblocks.
 DATA_OFFSET = 1 << 20
-# The least memory, which is touched at start: there are hundreds of starts here.
-MEMORY = "--memory=64M"
+MEMORY_FILES_MIN = 3 << 30
 
 
 class Images:
     """A case's images in a directory; leaving the block, they must not have changed.
 
-    With a mode that forbids writing, not even their times may have.
+    With a mode that forbids writing, nothing may have been written, not even what was there.
     """
 
     def __init__(self, case, work, mode=0o444):
         self.case = case
-        self.paths = case.unpack(work)
+        self.paths = layouts_unpacked(case) if case.is_layout else case.unpack(work)
         self.is_writable = mode & 0o222 != 0
         for path in self.paths.values():
             os.chmod(path, mode)
         self.before = self.state()
 
     def state(self):
-        return {path: (golden.digest(path), self.is_writable or os.stat(path).st_mtime_ns)
-                for path in self.paths.values()}
+        # The time of the last write is the archive's.
+        return {name: golden.digest(path) if self.is_writable else os.stat(path).st_mtime_ns
+                for name, path in self.paths.items()}
 
     def given(self, missing=(), journal=True):
         return devices(self.case, self.paths, missing, journal)
@@ -75,8 +80,22 @@ class Images:
     def __exit__(self, kind, _value, _trace):
         if kind is None:
             after = self.state()
-            changed = [os.path.basename(path) for path, state in self.before.items() if after[path] != state]
+            changed = [name for name, state in self.before.items() if after[name] != state]
             expect(not changed, f"changed although nothing may write to them: {changed}")
+
+
+@functools.cache
+def layouts_folder():
+    """All arrays of `layouts`, unpacked at once: to find one, the whole archive has to be read."""
+    folder = tempfile.TemporaryDirectory(prefix="stripelog-layouts-")
+    atexit.register(folder.cleanup)
+    subprocess.run(["tar", "-C", folder.name, "-xSJf", next(iter(LAYOUTS)).archive], check=True)
+    return folder.name
+
+
+def layouts_unpacked(case):
+    paths = {name: os.path.join(layouts_folder(), name) for name in case.files}
+    return paths
 
 
 def copy_sparse(source, target):
@@ -113,7 +132,7 @@ def opened_writable(process, paths):
 
 def shown(given, *options):
     """The content as nbdcopy reads it with --readonly, and what the server had to say."""
-    with Server(given, "--readonly", MEMORY, *options) as server:
+    with Server(given, "--readonly", *options) as server:
         writable = opened_writable(server.process, {os.path.realpath(path) for path in given})
         expect(not writable, f"opened for writing with --readonly: {writable}")
         content = golden.read_source(server.uri)
@@ -133,6 +152,17 @@ def losses(case):
     present = [role for role, name in enumerate(case.members) if name]
     spare = case.parities - (len(case.members) - len(present))
     return [lost for count in range(spare + 1) for lost in itertools.combinations(present, count)]
+
+
+def losses_for_parity(case):
+    """Sets of members without which every block of parity is needed, and says whether it is right.
+
+    P and Q of RAID-6 stand next to each other: of the pairs of neighbours there is for each stripe one of data alone.
+    """
+    count = len(case.members)
+    if None in case.members:
+        return []
+    return [tuple((role + i) % count for i in range(case.parities)) for role in range(count)]
 
 
 def demanded(case, content):
@@ -203,9 +233,9 @@ def data_sums(paths, names):
     """Of what stands behind the superblocks."""
     sums = {}
     for name in names:
-        with open(paths[name], "rb") as image:
+        with open(paths[name], "rb", buffering=0) as image:
             image.seek(DATA_OFFSET)
-            sums[name] = hashlib.sha256(image.read()).hexdigest()
+            sums[name] = hashlib.file_digest(image, "sha256").hexdigest()
     return sums
 
 
@@ -232,14 +262,14 @@ def recovers_as_the_kernel_did(case):
             recovered(devices(case, paths))
             once = data_sums(paths, members)
             wanted = demanded(case, shown(devices(case, paths))[0])
-            for missing in losses(case)[1:]:
+            for missing in losses_for_parity(case):
                 expect_shown(case, wanted, devices(case, paths, missing), f"recovered, then without {list(missing)}")
             expect_members_shown(case, wanted, paths, ())
             recovered(devices(case, paths))
             expect(data_sums(paths, members) == once, "a second recovery changed the members")
 
             paths = images.copy(work, "served")
-            with Server(devices(case, paths), MEMORY) as server:
+            with Server(devices(case, paths)) as server:
                 found = golden.difference(case, golden.read_source(server.uri), wanted)
                 expect(found is None, f"served: {found}")
             expect(data_sums(paths, members) == once, "`serve` recovered the members to something else")
@@ -254,9 +284,7 @@ def recovers_without_each_member(case):
         need_program("nbdcopy")
         with Images(case, work) as images:
             wanted = demanded(case, shown(images.given())[0])
-            count = len(case.members)
-            for role in range(count):
-                missing = tuple((role + i) % count for i in range(case.parities))
+            for missing in losses_for_parity(case):
                 paths = images.copy(work, "recovered")
                 recovered(devices(case, paths, missing))
                 expect_members_shown(case, wanted, paths, missing)
@@ -273,7 +301,7 @@ def goes_live_in_the_cache(case):
         with Images(case, work) as images:
             paths = images.copy(work, "cached")
             given = devices(case, paths)
-            server = Server(given, *WRITE_BACK)
+            server = Server(given, WRITE_BACK)
             try:
                 content = golden.read_source(server.uri)
                 wanted = demanded(case, content)
@@ -285,7 +313,7 @@ def goes_live_in_the_cache(case):
             for missing in losses(case)[:2]:
                 expect_shown(case, wanted, devices(case, paths, missing), f"killed, then without {list(missing)}")
             recovered(given)
-            for missing in losses(case)[1:]:
+            for missing in losses_for_parity(case):
                 expect_shown(case, wanted, devices(case, paths, missing), f"recovered, then without {list(missing)}")
 
     return test_named(test, case, "goes_live_in_the_cache")
@@ -336,11 +364,11 @@ def a_recovered_array_takes_writes_through_its_journal(work):
         with Images(case, work) as images:
             paths = images.copy(work, name)
             model = bytearray(case.content())
-            with Server(devices(case, paths), MEMORY) as server:
+            with Server(devices(case, paths)) as server:
                 handle = server.connect()
                 writes_random(handle, model, rng_for(name), 200)
                 handle.shutdown()
-            for missing in losses(case):
+            for missing in losses_for_parity(case):
                 expect_shown(case, bytes(model), devices(case, paths, missing), f"written, then without {missing}")
 
 
@@ -358,7 +386,7 @@ def raid6_left_dirty_in_write_back_does_without_two(work):
             missing = (role, (role + 2) % count)
             paths = images.copy(work, "two-missing")
             model = bytearray(wanted)
-            with Server(devices(case, paths, missing), *WRITE_BACK) as server:
+            with Server(devices(case, paths, missing), WRITE_BACK) as server:
                 expect_content(golden.read_source(server.uri), wanted, f"served without members {missing}")
                 told = json.loads(stripelog("status", "--json", server.control).stdout)["journal"]
                 expect((told["mode"], told["mode_wanted"]) == ("write-through", "write-back"), f"status says {told}")
@@ -371,25 +399,30 @@ def raid6_left_dirty_in_write_back_does_without_two(work):
 
 
 def tests():
-    """By part: "layouts" has no journals."""
-    layouts = [reads_as_the_kernel_did(case) for case in CASES.values() if case.is_layout]
+    """By part: "layouts" has no journals. An array's tests stand together, for the sake of its content."""
+    layouts = [reads_as_the_kernel_did(case) for case in LAYOUTS]
     views = [the_manifests_judge_the_kernel_as_their_problems_say]
-    views += [reads_as_the_kernel_did(case) for case in JOURNALED]
-    views += [leaves_the_originals_alone(case) for case in JOURNALED]
+    views += [test(case) for case in JOURNALED for test in (reads_as_the_kernel_did, leaves_the_originals_alone)]
     views += [
         a_clean_array_is_shown_without_its_journal_with_a_warning,
         a_dirty_array_is_shown_as_its_members_are_without_its_journal,
         a_journaled_array_is_not_written_without_its_journal,
     ]
-    recoveries = [recovers_as_the_kernel_did(case) for case in JOURNALED]
-    recoveries += [recovers_without_each_member(case) for case in JOURNALED
-                   if len(losses(case)) > 1 and not case.name.endswith("-clean")]
+    recoveries = []
+    for case in JOURNALED:
+        recoveries.append(recovers_as_the_kernel_did(case))
+        if losses_for_parity(case) and not case.name.endswith("-clean"):
+            recoveries.append(recovers_without_each_member(case))
+        if case.name.find("-wb-") > 0:
+            recoveries.append(goes_live_in_the_cache(case))
     recoveries += [a_recovered_array_takes_writes_through_its_journal, raid6_left_dirty_in_write_back_does_without_two]
-    recoveries += [goes_live_in_the_cache(case) for case in JOURNALED if case.name.find("-wb-") > 0]
     return {"layouts": layouts, "shown": views, "recovered": recoveries}
 
 
 if __name__ == "__main__":
+    # In memory where there is enough: what is tested is content, and hundreds of times all of it is read.
+    if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > MEMORY_FILES_MIN:
+        tempfile.tempdir = "/dev/shm"
     parts = tests()
     if len(sys.argv) > 1 and sys.argv[1] in parts:
         main(*parts[sys.argv.pop(1)])

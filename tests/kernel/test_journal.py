@@ -57,7 +57,7 @@ def golden_interrupted(array, case, work):
     rng = rng_for(array.key)
     for tries in range(100):
         attempt = array.copy(array.key, array.what, os.path.join(work, f"{array.key}-attempt{tries}"))
-        server = Server(attempt.files, "--memory=64M", wait=False)
+        server = Server(attempt.files, wait=False)
         changed_wait(attempt.journal, server.process)
         time.sleep(rng.uniform(0, 0.03))
         server.kill()

@@ -89,7 +89,7 @@ def killed_under_load(array, wanted, work):
     rng = rng_for("write-back", array.key)
     model, version = None, 0
     for number in range(60):
-        server = Server(array.files, *WRITE_BACK)
+        server = Server(array.files, WRITE_BACK)
         if model is None:
             model = Model(server.read_all())
         # Whole stripes are not cached, nor is more than the log can hold; both is what one of them wants.
@@ -132,7 +132,7 @@ def golden_cached(array, case, loaded, work):
     model = Model(case.content())
     rng = rng_for("write-back", array.key)
     old = log_of(array)
-    server = Server(array.files, *WRITE_BACK)
+    server = Server(array.files, WRITE_BACK)
     if loaded:
         load_and_kill(server, model, rng, 0.2, blocks_max=8)
     else:
@@ -177,7 +177,7 @@ def most_block(number):
 def most_written(array):
     """Faster than it is written out."""
     import nbd  # pylint: disable=import-outside-toplevel
-    server = Server(array.files, *WRITE_BACK)
+    server = Server(array.files, WRITE_BACK)
     try:
         handle = server.connect()
         for number in range(MOST_WRITTEN):
