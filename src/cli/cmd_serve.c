@@ -53,6 +53,9 @@ static const char help[] =
     "                        (the default), or write-back, when it is on the journal\n"
     "  --kernel-recoverable=yes|no\n"
     "                        in write-back, cache no more than a kernel can recover (yes)\n"
+    "  --write-out=LIMIT=N,...\n"
+    "                        when what is cached goes to the members: high=75, moderate=50,\n"
+    "                        tight=25 (percent), batch=16, at-once=32, idle=30 (seconds)\n"
     "  --memory=SIZE         for everything that depends on load, from 64M (256M)\n"
     "  --control=PATH        socket for stripelog status, journal-mode and stop\n"
     "                        (UUID.ctl where UUID.nbd would be)\n"
@@ -71,6 +74,7 @@ struct serve {
     uint64_t memory_bytes;
     enum journal_mode journal_mode;
     bool not_kernel_recoverable;
+    struct write_back_tunables write_back;
 
     unsigned count;
     const char *const *paths;
@@ -139,6 +143,7 @@ parse_options(struct serve *serve, int argc, char **argv)
         {"force", optional_argument, NULL, 'f'},
         {"journal-mode", required_argument, NULL, 'o'},
         {"kernel-recoverable", required_argument, NULL, 'k'},
+        {"write-out", required_argument, NULL, 'w'},
         {"control", required_argument, NULL, 'x'},
         {"memory", required_argument, NULL, 'm'},
         {"pidfile", required_argument, NULL, 'p'},
@@ -172,6 +177,9 @@ parse_options(struct serve *serve, int argc, char **argv)
             break;
         case 'k':
             status = parse_yes_no("kernel-recoverable", optarg, &kernel_recoverable);
+            break;
+        case 'w':
+            status = write_out_parse(COMMAND, optarg, &serve->write_back);
             break;
         case 'x':
             serve->control_path = optarg;
@@ -243,6 +251,7 @@ start_array(void *arg)
         .force = serve->force,
         .journal_mode = serve->journal_mode,
         .not_kernel_recoverable = serve->not_kernel_recoverable,
+        .write_back = serve->write_back,
         .event = array_event,
         .owner = serve,
     };

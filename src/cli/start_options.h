@@ -20,4 +20,8 @@ int memory_parse(const char *command, const char *text, uint64_t *memory_bytes) 
 /* --journal-mode=MODE, as above. */
 int journal_mode_parse(const char *command, const char *text, enum journal_mode *mode) must_check;
 
+/* --write-out=NAME=NUMBER,...: what is named is set. The same. */
+int write_out_parse(const char *command, const char *text,
+                    struct write_back_tunables *tunables) must_check;
+
 #endif

@@ -559,6 +559,18 @@ def switch(server, mode):
     expect(switched.returncode == 0 and not switched.stderr, f"{mode}: {switched}")
 
 
+def a_quiet_array_is_written_out(work):
+    with Server(array_new(work, size=32 * MIB, journal=64 * MIB), "--journal-mode=write-back",
+                "--write-out=idle=1,batch=4") as server:
+        handle = server.connect()
+        for block in range(0, 1000, 10):
+            handle.pwrite(b"q" * 4096, block * 4096)
+        expect(journal_of(server)["cache"]["cached_bytes"] == 100 * 4096, "written out too early, or never cached")
+        wait_for(lambda: journal_of(server)["cache"]["cached_bytes"] == 0, "a quiet array is not written out")
+        expect(journal_of(server)["mode"] == "write-back", "write-back has ended")
+        handle.shutdown()
+
+
 def the_cache_fills_and_drains(work):
     paths = array_new(work, size=32 * MIB, journal=64 * MIB)
     with Server(paths, "--journal-mode=write-back") as server:
@@ -814,7 +826,8 @@ if __name__ == "__main__":
          what_cannot_be_asked_is_4_with_test, arrays_are_found_by_uuid_and_name,
          stop_ends_it_clean_and_its_devices_are_free, many_may_ask_for_the_stop, who_asked_for_the_stop_need_not_wait,
          stop_ends_the_command_of_run_too, a_mode_without_a_journal_is_refused, the_mode_of_a_journal_is_told,
-         the_cache_fills_and_drains, modes_change_under_load_and_nothing_is_lost, a_stop_while_it_drains_loses_nothing,
+         a_quiet_array_is_written_out, the_cache_fills_and_drains, modes_change_under_load_and_nothing_is_lost,
+         a_stop_while_it_drains_loses_nothing,
          a_degraded_array_is_served_in_write_through, the_first_failed_member_ends_write_back,
          a_failed_journal_is_told_and_what_was_cached_is_not_lost,
          a_journal_too_small_for_a_cache_is_used_in_write_through)

@@ -131,6 +131,62 @@ a_budget_has_a_unit_and_a_minimum(void **state)
     }
 }
 
+/* ---- --write-out ---- */
+
+static void
+limits_of_write_out_are_set_by_name(void **state)
+{
+    struct write_back_tunables tunables = {.batch_groups = 7};
+
+    assert_int_equal(write_out_parse("cmd", "high=95,idle=86400", &tunables), -1);
+    assert_int_equal(write_out_parse("cmd", "moderate=1,tight=90,at-once=1024", &tunables), -1);
+    assert_int_equal(tunables.high_percent, 95);
+    assert_int_equal(tunables.moderate_percent, 1);
+    assert_int_equal(tunables.tight_percent, 90);
+    assert_int_equal(tunables.batch_groups, 7);
+    assert_int_equal(tunables.write_outs_max, 1024);
+    assert_int_equal(tunables.idle_ns, 86400 * UINT64_C(1000000000));
+    assert_int_equal(write_out_parse("cmd", "batch=1,batch=1024,high=1", &tunables), -1);
+    assert_int_equal(tunables.batch_groups, 1024);
+    assert_int_equal(tunables.high_percent, 1);
+}
+
+static void
+what_is_no_limit_of_write_out_is_refused(void **state)
+{
+    static const char *const texts[] = {"",
+                                        ",",
+                                        "high",
+                                        "high=",
+                                        "high=0",
+                                        "high=96",
+                                        "high=50%",
+                                        "high=-1",
+                                        "high=50,",
+                                        ",high=50",
+                                        "high=50,,tight=5",
+                                        "high=50 ,tight=5",
+                                        "High=50",
+                                        "hig=50",
+                                        "higher=50",
+                                        "moderate=96",
+                                        "tight=91",
+                                        "batch=1025",
+                                        "at-once=1025",
+                                        "idle=86401",
+                                        "idle=30s",
+                                        "idle=18446744073709551616",
+                                        "idle=00000000000000000000010x"};
+
+    for (size_t i = 0; i < ARRAY_LEN(texts); i++) {
+        struct write_back_tunables tunables = {0};
+
+        told[0] = '\0';
+        assert_int_equal(write_out_parse("cmd", texts[i], &tunables), CLI_USAGE);
+        assert_non_null(strstr(told, "--write-out"));
+    }
+}
+
 int
 main(void)
 {
@@ -140,6 +196,8 @@ main(void)
         cmocka_unit_test(several_options_add_up),
         cmocka_unit_test(what_is_no_danger_is_refused_and_all_are_told),
         cmocka_unit_test(a_budget_has_a_unit_and_a_minimum),
+        cmocka_unit_test(limits_of_write_out_are_set_by_name),
+        cmocka_unit_test(what_is_no_limit_of_write_out_is_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
