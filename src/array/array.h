@@ -95,6 +95,7 @@ struct array_config {
     bool resync_disabled; /* tests: leave a dirty array dirty */
     /* When the journal makes checkpoints; 0: as journal.h says. */
     uint64_t journal_checkpoint_bytes, journal_checkpoint_ns;
+    unsigned journal_entries; /* tests: what it has memory for at a time; 0: the same */
     void (*event)(void *owner, const struct array_event *event); /* may be NULL; must not suspend */
     void *owner;
 };

@@ -374,6 +374,7 @@ recover(struct array *array, struct error *error)
         .data_offset = superblock_data_offset_bytes(&journal->superblock),
         .members = array->assembly.members,
         .checkpoint_bytes = array->config.journal_checkpoint_bytes,
+        .entries = array->config.journal_entries,
         .checkpoint_ns = array->config.journal_checkpoint_ns,
         .discard = journal->device->punch_zeroes && journal->device->block_device,
         .owner = array,

@@ -19,7 +19,7 @@
 
 #include <stdlib.h>
 
-#define SLOTS              512u
+#define ENTRIES            512u
 #define IOS                128u
 #define RESERVE_BLOCKS_MAX 2048u
 /* What one block takes that is cached: itself, a meta block, and what is set aside. */
@@ -419,20 +419,21 @@ journal_holder_moved(struct journal *journal)
 
 /* --- Appending ------------------------------------------------------------------------------- */
 
-task_fn void
+task_fn int
 journal_append_begin(struct journal *journal, struct journal_append *append, uint64_t reserved)
 {
     const uint64_t slots = slots_for(journal, reserved);
 
     *append = (struct journal_append){.reserved = 0};
     if (journal->failed)
-        return; /* nobody counts space any more */
+        return -EIO;
     assert(reserved <= journal_reserve_max(journal));
     assert(reserved <= journal->reserved_blocks);
+    if (!tokens_take_or_end(journal->loop, &journal->slots_free, slots))
+        return -EIO;
     append->reserved = reserved;
-    append->refused = !tokens_take_or_end(journal->loop, &journal->slots_free, slots);
-    if (!append->refused)
-        append->slots = slots;
+    append->slots = slots;
+    return 0;
 }
 
 /* The entry for a step: the open one if it has room (J3), else a new one. */
@@ -476,7 +477,7 @@ journal_append_step(struct journal *journal, struct journal_append *append,
                            (parities > 0 ? journal_parity_payload_bytes(parities) : 0);
     struct journal_entry_state *entry;
 
-    if (journal->failed || append->refused)
+    if (journal->failed)
         return -EIO;
     assert(blocks > 0);
     assert(parities == 0 || parities == journal->config.geometry.parity_count);
@@ -1093,9 +1094,11 @@ limits_init(struct journal *journal)
                                           min_u64(journal->ring_blocks / 8, RESERVE_BLOCKS_MAX));
     journal->reserve_blocks_max = min_u64(max_u64(journal->reserve_blocks_max, STEP_RESERVE_BLOCKS),
                                           journal->ring_blocks - 2);
+    if (journal->config.entries == 0)
+        journal->config.entries = ENTRIES;
     /* With very many members an entry may have room for one small step only. (A single step takes
      * one slot.) */
-    while (slots_for(journal, journal->reserve_blocks_max) > SLOTS - 1)
+    while (slots_for(journal, journal->reserve_blocks_max) > journal->config.entries - 1)
         --journal->reserve_blocks_max;
     journal->checkpoint_bytes = config->checkpoint_bytes != 0
                                     ? config->checkpoint_bytes
@@ -1107,16 +1110,16 @@ limits_init(struct journal *journal)
 static int
 slots_init(struct journal *journal)
 {
-    journal->slots = calloc(SLOTS, sizeof *journal->slots);
-    journal->metas = aligned_alloc(BLOCK_BYTES, (size_t)SLOTS * BLOCK_BYTES);
+    journal->slots = calloc(journal->config.entries, sizeof *journal->slots);
+    journal->metas = aligned_alloc(BLOCK_BYTES, (size_t)journal->config.entries * BLOCK_BYTES);
     if (journal->slots == NULL || journal->metas == NULL)
         return -ENOMEM;
-    for (unsigned i = SLOTS; i-- > 0;) {
+    for (unsigned i = journal->config.entries; i-- > 0;) {
         journal->slots[i].meta = journal->metas + (size_t)i * BLOCK_BYTES;
         journal->slots[i].next = journal->slots_first_free;
         journal->slots_first_free = &journal->slots[i];
     }
-    tokens_init(&journal->slots_free, SLOTS - 1); /* one is the keeper's */
+    tokens_init(&journal->slots_free, journal->config.entries - 1); /* one is the keeper's */
     return 0;
 }
 

@@ -65,6 +65,7 @@ struct journal_config {
                                   GiB) */
     uint64_t checkpoint_ns;    /* and at the latest this long after something could; 0: 30 s */
     bool discard;              /* punch what was freed (block devices only) */
+    unsigned entries;          /* that there is memory for at a time; 0: 512 */
 
     void *owner;
     /* All of the next three are called by the journal's own task. */
@@ -128,7 +129,6 @@ struct journal_entry_state; /* of journal.c */
 struct journal_append {
     uint64_t reserved;                        /* blocks left of the reservation */
     uint64_t slots;                           /* entries that it may still open */
-    bool refused;                             /* it got none */
     struct journal_entry_state *first, *last; /* the entries it stands in */
     struct task *waiter;
     int result;
@@ -155,12 +155,13 @@ struct journal_step {
 };
 
 /* Takes over a reservation. Waits, in order, for memory to keep entries in: it comes back from
- * appends that began before, and are finished. */
-task_fn void journal_append_begin(struct journal *journal, struct journal_append *append,
-                                  uint64_t reserved);
+ * appends that began before, and are finished. -EIO: the journal has failed, or waiting has ended;
+ * nothing is taken over then, and nothing may be appended. */
+task_fn int journal_append_begin(struct journal *journal, struct journal_append *append,
+                                 uint64_t reserved) must_check;
 /* Adds a step to the open entry (checksums are made here). Does not suspend; nothing else may be
  * done with the append, and no suspend happen, between begin and the last step. -EIO: the journal
- * has failed, or waiting for memory has ended (finish is to be called nevertheless). */
+ * has failed (finish is to be called nevertheless). */
 int journal_append_step(struct journal *journal, struct journal_append *append,
                         struct journal_step *step) must_check;
 /* Gives back what is left of the reservation and suspends until all of it is complete (J1), or

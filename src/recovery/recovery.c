@@ -730,7 +730,12 @@ batch_log_again(struct batch *batch, struct journal *journal, uint64_t stripes)
 
     if (result < 0)
         return result;
-    journal_append_begin(journal, &append, need);
+    result = journal_append_begin(journal, &append, need);
+    if (result < 0) {
+        if (!journal_failed(journal))
+            journal_unreserve(journal, need);
+        return result;
+    }
     for (unsigned i = 0, n; i < batch->count && result == 0; i += n) {
         struct journal_data data[MEMBERS_MAX];
         struct journal_step step = {.data = data};

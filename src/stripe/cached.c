@@ -382,10 +382,15 @@ cache_single(struct run *run)
 
     ++wb->caching;
     step.member_offset = place.member_offset;
-    journal_append_begin(engine->journal, &append, need);
-    result = journal_append_step(engine->journal, &append, &step);
-    waited = journal_append_wait(engine->journal, &append, JOURNAL_COMPLETE);
-    if (result == 0 && waited == 0) {
+    result = journal_append_begin(engine->journal, &append, need);
+    if (result < 0) {
+        run->reserved += (int64_t)need;
+    } else {
+        result = journal_append_step(engine->journal, &append, &step);
+        waited = journal_append_wait(engine->journal, &append, JOURNAL_COMPLETE);
+        result = result < 0 ? result : waited;
+    }
+    if (result == 0) {
         aside = set_aside(run);
         cache_put(wb->cache,
                   &(struct cache_place){.stripe = stripe,

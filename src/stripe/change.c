@@ -390,9 +390,10 @@ task_fn int
 log_stripes(struct run *run, struct journal_append *append, uint64_t stripes, uint64_t reserved,
             bool through)
 {
-    int result = 0, waited;
+    int result = journal_append_begin(run->engine->journal, append, reserved), waited;
 
-    journal_append_begin(run->engine->journal, append, reserved);
+    if (result < 0)
+        return result;
     run->reserved -= (int64_t)reserved;
     for (; stripes != 0 && result == 0; stripes &= stripes - 1)
         result = log_stripe(run, append, (unsigned)__builtin_ctzll(stripes), through);
@@ -618,7 +619,7 @@ reserve_trim(struct run *run, uint64_t need, bool through)
         keep += through ? 0 : (int64_t)cache_reserve(cache, after);
     }
     keep = keep > 0 ? keep : 0;
-    if (run->reserved > keep && run_journal(run) != NULL) {
+    if (run->reserved > keep && run_journal(run) != NULL && !journal_failed(run_journal(run))) {
         journal_unreserve(run->engine->journal, (uint64_t)(run->reserved - keep));
         run->reserved = keep;
     }

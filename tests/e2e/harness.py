@@ -187,7 +187,7 @@ def create_cached(work, count, size, *options, log_bytes=4 * MIB, **geometry):
     return members + journal
 
 
-# The least, for all of it is touched at the start, and there are hundreds of starts.
+# The least, for most of it is touched at the start, and there are hundreds of starts.
 MEMORY = "--memory=64M"
 WRITE_BACK = "--journal-mode=write-back"
 

@@ -14,6 +14,7 @@
 #define IDLE_NS         UINT64_C(200000000)
 #define CUTS_LOOKED_AT  3u /* crash images that are only judged, for each run */
 #define DATA_OFFSET_MIN (16 * KIB)
+#define FEW_ENTRIES     6u /* of the journal in memory, in one history in eight */
 /* Virtual time that a request may take. The timers that would rescue one that nobody wakes (30 s
  * unless a history has them sooner) are longer. */
 #define REQUEST_NS_MAX UINT64_C(20000000000)
@@ -337,6 +338,7 @@ struct history {
     bool switches;   /* and changes the mode under load */
     unsigned modes;  /* how often the mode has changed, or may have */
     unsigned warnings;
+    bool few_entries;      /* the journal soon runs out of memory for them */
     uint64_t write_out_ns; /* quiet time after which all is written out; 0: 30 s */
     bool every;            /* every moment of it is looked at */
     bool errors_allowed;   /* a request may fail */
@@ -1315,6 +1317,7 @@ start(struct history *history, bool readonly, struct error *error)
         config.journal_checkpoint_bytes =
             PICK(&history->random, 0, 0, BLOCK_BYTES, 16 * BLOCK_BYTES);
         config.journal_checkpoint_ns = PICK(&history->random, 200000, 2000000, 20000000, 0);
+        config.journal_entries = history->few_entries ? FEW_ENTRIES : 0;
     }
     history->warnings = 0;
     if (history->journal != 0 && history->mode->cache_percent > 0)
@@ -1916,6 +1919,7 @@ history_run(struct sim_world *world, const struct sim_mode *mode, uint64_t seed)
 
     history->mode = mode;
     history->cached = history->stuck = false;
+    history->few_entries = seed % 8 == 3;
     history->random.state = seed + ((uint64_t)(mode - sim_modes) << 48);
     (void)random_next(&history->random); /* neighbouring seeds part */
     history_make(history);

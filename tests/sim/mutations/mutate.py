@@ -246,9 +246,9 @@ MUTATIONS = {
              "        const unsigned s = (unsigned)__builtin_ctzll(logged);\n\n"
              "        *run->new_block[block_at(run, plan_shape(&run->plan, s)->p, s)] ^= 1;\n"
              "    }\n"),
-            ("    int result = 0, waited;\n\n    journal_append_begin",
-             "    int result = 0, waited;\n    uint64_t logged = stripes;\n\n"
-             "    journal_append_begin"),
+            ("    if (result < 0)\n        return result;\n    run->reserved -= (int64_t)reserved;\n",
+             "    uint64_t logged = stripes;\n\n"
+             "    if (result < 0)\n        return result;\n    run->reserved -= (int64_t)reserved;\n"),
         ]}),
     "flush_of_the_journal_retried_into_success": (
         "J6: a flush that fails may have lost what it was for",
