@@ -195,7 +195,7 @@ used_behind(const struct journal *journal, uint64_t position)
     return ring_blocks_between(journal, position, journal->head) + open;
 }
 
-/* What the tail will never pass leaves less than that. */
+/* What the tail will never pass, and what is set aside for it, leave less than that. */
 static bool
 space_hopeless(const struct journal *journal, uint64_t blocks)
 {
@@ -204,7 +204,8 @@ space_hopeless(const struct journal *journal, uint64_t blocks)
     if (journal->holder == NULL || !journal->holder->stuck ||
         !journal->holder->oldest(journal->holder, &oldest))
         return false;
-    return used_behind(journal, oldest) + blocks + 1 > journal->ring_blocks;
+    return used_behind(journal, oldest) + journal->holder->stuck_blocks + blocks + 1 >
+           journal->ring_blocks;
 }
 
 /* Serves who waits, in order. */

@@ -91,7 +91,8 @@ struct journal_holder {
     bool (*oldest)(const struct journal_holder *holder, uint64_t *position);
     /* Somebody waits for space. */
     void (*space_wanted)(struct journal_holder *holder);
-    bool stuck; /* the oldest entry will be needed for ever */
+    bool stuck;            /* the oldest entry will be needed for ever */
+    uint64_t stuck_blocks; /* reserved for ever */
 };
 
 /* Borrowed until journal_destroy. */

@@ -14,6 +14,7 @@
 #define NODE_CHOSEN  2u /* for write-out */
 #define NODE_LOST    4u
 #define NODE_STUCK   8u
+#define NODE_ASIDE   16u /* stuck, and the stripe's reserve is kept */
 
 /* 28 bytes; the head of a hash chain makes 32. */
 struct node {
@@ -546,15 +547,36 @@ stripe_counts(struct cache *cache, uint64_t stripe, unsigned before, unsigned af
     }
 }
 
-/* Blocks of a stripe that count for its reserve. */
+/* Blocks of a stripe that are not lost; what is not stuck counts for its reserve, and what is stuck
+ * if that is kept. They are all alike. */
 static unsigned
-stripe_blocks(const struct cache *cache, uint64_t stripe)
+stripe_blocks(const struct cache *cache, uint64_t stripe, unsigned *flags)
 {
     unsigned blocks = 0;
 
+    *flags = 0;
     for (cache_node n = cache_first(cache, stripe); n != 0; n = cache_next(cache, n))
-        blocks += !(cache->nodes[n].flags & (NODE_LOST | NODE_STUCK));
+        if (!(cache->nodes[n].flags & NODE_LOST)) {
+            ++blocks;
+            *flags = cache->nodes[n].flags & (NODE_STUCK | NODE_ASIDE);
+        }
     return blocks;
+}
+
+/* The stripe has a block less that is not lost. */
+static void
+stripe_block_goes(struct cache *cache, uint64_t stripe)
+{
+    unsigned flags;
+    const unsigned before = stripe_blocks(cache, stripe, &flags);
+    const uint64_t freed = cache_reserve(cache, before) - cache_reserve(cache, before - 1);
+
+    if (flags == 0) {
+        stripe_counts(cache, stripe, before, before - 1);
+    } else if (flags & NODE_ASIDE) {
+        cache->counts.reserve_blocks -= freed;
+        cache->counts.stuck_reserve_blocks -= freed;
+    }
 }
 
 static cache_node
@@ -580,10 +602,12 @@ node_add(struct cache *cache, uint64_t stripe, unsigned member)
 void
 cache_put(struct cache *cache, const struct cache_place *place, const uint8_t *memory)
 {
-    const unsigned before = stripe_blocks(cache, place->stripe);
+    unsigned flags;
+    const unsigned before = stripe_blocks(cache, place->stripe, &flags);
     cache_node number = cache_find(cache, place->stripe, place->member);
     struct node *node;
 
+    assert(flags == 0);
     ++cache->counts.cached_total;
     if (number == 0) {
         number = node_add(cache, place->stripe, place->member);
@@ -591,7 +615,6 @@ cache_put(struct cache *cache, const struct cache_place *place, const uint8_t *m
         node = &cache->nodes[number];
     } else {
         node = &cache->nodes[number];
-        assert(!(node->flags & NODE_STUCK));
         ++cache->counts.overwritten;
         if (node->flags & NODE_LOST) {
             stripe_counts(cache, place->stripe, before, before + 1);
@@ -617,15 +640,12 @@ cache_remove(struct cache *cache, cache_node number)
     const uint64_t stripe = node_stripe(node);
     uint32_t *link = chain_of(cache, stripe);
 
-    if (!(node->flags & (NODE_LOST | NODE_STUCK))) {
-        const unsigned before = stripe_blocks(cache, stripe);
-
-        stripe_counts(cache, stripe, before, before - 1);
-    }
-    if (node->flags & NODE_LOST)
+    if (node->flags & NODE_LOST) {
         --cache->counts.lost_blocks;
-    else
+    } else {
+        stripe_block_goes(cache, stripe);
         order_remove(cache, number);
+    }
     if (!(node->flags & NODE_DROPPED))
         frame_give(cache, node);
     while (*link != number)
@@ -645,22 +665,26 @@ cache_lose(struct cache *cache, cache_node number)
 
     assert(node->flags & NODE_DROPPED);
     assert(!(node->flags & NODE_LOST));
-    if (!(node->flags & NODE_STUCK)) {
-        const unsigned before = stripe_blocks(cache, stripe);
-
-        stripe_counts(cache, stripe, before, before - 1);
-    }
+    stripe_block_goes(cache, stripe);
     order_remove(cache, number);
     ++cache->counts.lost_blocks;
     node->flags |= NODE_LOST;
-    node->flags &= (uint16_t)~NODE_STUCK & 63u;
+    node->flags &= (uint16_t) ~(NODE_STUCK | NODE_ASIDE) & 63u;
 }
 
 void
-cache_stick(struct cache *cache, uint64_t stripe)
+cache_stick(struct cache *cache, uint64_t stripe, bool keep_reserve)
 {
-    stripe_counts(cache, stripe, stripe_blocks(cache, stripe), 0);
+    unsigned flags;
+    const unsigned blocks = stripe_blocks(cache, stripe, &flags);
+
+    assert(flags == 0);
+    stripe_counts(cache, stripe, blocks, 0);
+    if (keep_reserve) {
+        cache->counts.reserve_blocks += cache_reserve(cache, blocks);
+        cache->counts.stuck_reserve_blocks += cache_reserve(cache, blocks);
+    }
     for (cache_node n = cache_first(cache, stripe); n != 0; n = cache_next(cache, n))
         if (!(cache->nodes[n].flags & NODE_LOST))
-            cache->nodes[n].flags |= NODE_STUCK;
+            cache->nodes[n].flags |= NODE_STUCK | (keep_reserve ? NODE_ASIDE : 0);
 }

@@ -20,7 +20,8 @@
  * C2. What stands in the log but may have no room for its parity there could never be written out.
  *     Hence the reserve: of each stripe max(1 + parities, 1 + cached blocks) blocks of the log are
  *     set aside: a write-out takes a meta block and parity; a recovery logs the blocks again, with
- *     a meta block.
+ *     a meta block. A stripe that is stuck keeps it for the next recovery, unless its parity is
+ *     logged.
  *
  * C3. A page is given up only for a block whose checksum is known, and not while it is pinned (it
  *     is being written out, or copied from).
@@ -66,7 +67,8 @@ struct cache_counts {
     uint64_t blocks_max, class_stripes_max;
     uint64_t pages, pages_max;
     uint64_t cached_total, overwritten;
-    uint64_t reserve_blocks; /* C2, of all stripes */
+    uint64_t reserve_blocks;       /* C2, of all stripes */
+    uint64_t stuck_reserve_blocks; /* of those that are stuck */
 };
 const struct cache_counts *cache_counts(const struct cache *cache);
 
@@ -118,8 +120,8 @@ void cache_pin(struct cache *cache, cache_node node);
 void cache_unpin(struct cache *cache, cache_node node);
 /* C4. */
 void cache_lose(struct cache *cache, cache_node node);
-/* All blocks of the stripe: see cache_stuck. */
-void cache_stick(struct cache *cache, uint64_t stripe);
+/* All blocks of the stripe: see cache_stuck. It may keep what it has set aside (C2). */
+void cache_stick(struct cache *cache, uint64_t stripe, bool keep_reserve);
 
 /* --- Order ---- */
 

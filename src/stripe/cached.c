@@ -219,9 +219,10 @@ cached_remove(struct run *run, uint64_t stripes)
     write_back_moved(run->engine->write_back);
 }
 
-/* These stripes could not be written out: they stay in the log, for the next recovery. */
+/* These stripes could not be written out: they stay in the log, for the next recovery. It has to
+ * find room for their parity (C2), unless that is logged already. */
 static void
-cached_stick(struct run *run, uint64_t stripes)
+cached_stick(struct run *run, uint64_t stripes, uint64_t parity_logged)
 {
     struct cache *cache = run->engine->write_back->cache;
     const uint64_t before = set_aside(run);
@@ -230,15 +231,18 @@ cached_stick(struct run *run, uint64_t stripes)
     if (stripes == 0)
         return;
     run->stuck |= stripes;
-    for (; stripes != 0; stripes &= stripes - 1)
-        cache_stick(cache, run->base / BLOCK_BYTES + (unsigned)__builtin_ctzll(stripes));
+    for (; stripes != 0; stripes &= stripes - 1) {
+        const unsigned s = (unsigned)__builtin_ctzll(stripes);
+
+        cache_stick(cache, run->base / BLOCK_BYTES + s, !(parity_logged >> s & 1));
+    }
     reserve_follow(run, before);
     run->engine->write_back->config.write_out_failed(run->engine->config.owner, run->base);
     write_back_moved(run->engine->write_back);
 }
 
 void
-cached_end(struct run *run)
+cached_end(struct run *run, uint64_t parity_logged)
 {
     const bool beyond = engine_degraded(run->engine) > run->engine->geometry->parities;
     const uint64_t failed = beyond ? run->touched : run->touched & run->plan.failed;
@@ -246,7 +250,7 @@ cached_end(struct run *run)
     if ((masks_union(run, run->cached) | masks_union(run, run->lost)) == 0)
         return;
     cached_remove(run, run->touched & ~failed);
-    cached_stick(run, failed & ~run->stuck);
+    cached_stick(run, failed & ~run->stuck, parity_logged);
 }
 
 /* The blocks that were logged are cached now. */

@@ -478,6 +478,12 @@ change_stripes(struct run *run, uint64_t reserved)
     compose(run);
     run_parity(run, run->plan.by_data, false);
     run_parity(run, run->plan.by_delta, true);
+    /* What the others have set aside stays so. */
+    if (journal != NULL && parity_stripes != run->touched) {
+        reserved = 0;
+        if (parity_stripes != 0)
+            ignored(stripes_for_log(run, parity_stripes, true, &reserved)); /* all: part of it */
+    }
     if (journal != NULL && log_stripes(run, &append, parity_stripes, reserved, true) < 0) {
         journal_append_finish(journal, &append);
         if (caches)
@@ -512,7 +518,7 @@ change_stripes(struct run *run, uint64_t reserved)
     if (caches)
         cached_unpin(run);
     if (run->engine->write_back != NULL)
-        cached_end(run); /* E12 */
+        cached_end(run, journal != NULL ? parity_stripes : 0); /* E12 */
     if (journal != NULL)
         log_end(run, &append);
     if (mend_pages(run) > 0)
@@ -600,7 +606,8 @@ changes_take(struct run *run, uint64_t stripes, bool through)
 }
 
 /* What is more than these changes take of the log, for the changes and for what they set aside, is
- * given back before it is waited for anything. */
+ * given back before it is waited for anything. What a stripe has set aside comes free when it has
+ * gone through, for itself: one that gets stuck instead takes nothing, and keeps it. */
 static void
 reserve_trim(struct run *run, uint64_t need, bool through)
 {
@@ -610,13 +617,17 @@ reserve_trim(struct run *run, uint64_t need, bool through)
     for (uint64_t rest = cache == NULL ? 0 : run->touched; rest != 0; rest &= rest - 1) {
         const uint64_t bit = rest & -rest;
         unsigned before = 0, after = 0;
+        uint64_t logged = run->engine->geometry->parities;
 
         for (unsigned m = 0; m < run->engine->members_count; ++m) {
             before += (run->cached[m] & bit) != 0;
             after += ((run->cached[m] | run->full[m] | run->part[m]) & bit) != 0;
+            logged += ((run->full[m] | run->part[m]) & ~run->logged[m] & bit) != 0;
         }
-        keep -= run->stuck & bit ? 0 : (int64_t)cache_reserve(cache, before);
-        keep += through ? 0 : (int64_t)cache_reserve(cache, after);
+        if (!through)
+            keep += (int64_t)cache_reserve(cache, after) - (int64_t)cache_reserve(cache, before);
+        else if (!(run->stuck & bit))
+            keep -= (int64_t)min_u64(cache_reserve(cache, before), logged);
     }
     keep = keep > 0 ? keep : 0;
     if (run->reserved > keep && run_journal(run) != NULL && !journal_failed(run_journal(run))) {

@@ -148,7 +148,7 @@ task_fn int log_stripes(struct run *run, struct journal_append *append, uint64_t
                         uint64_t reserved, bool through);
 
 /* What was cached of the stripes that went through need not be any more, where they could. */
-void cached_end(struct run *run);
+void cached_end(struct run *run, uint64_t parity_logged);
 
 /* What has been gathered, left in the log: partial blocks completed, logged, cached. False as
  * change_stripes. */

@@ -223,6 +223,7 @@ void
 write_back_moved(struct write_back *wb)
 {
     wb->holder.stuck = cache_oldest_stuck(wb->cache);
+    wb->holder.stuck_blocks = cache_counts(wb->cache)->stuck_reserve_blocks;
     if (wb->holder.stuck) {
         reclaimer_wake(wb);
         journal_holder_moved(wb->engine->journal); /* for some it may be hopeless to wait now */

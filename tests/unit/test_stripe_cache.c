@@ -92,13 +92,26 @@ find(struct fixture *f, unsigned s, unsigned m)
 }
 
 static unsigned
-model_blocks(const struct fixture *f, unsigned s)
+model_blocks(const struct fixture *f, unsigned s, bool stuck)
 {
     unsigned count = 0;
 
     for (unsigned m = 0; m < MEMBERS; ++m)
-        count += f->blocks[s][m].there && !f->blocks[s][m].lost && !f->blocks[s][m].stuck;
+        count += f->blocks[s][m].there && !f->blocks[s][m].lost && f->blocks[s][m].stuck == stuck;
     return count;
+}
+
+static uint64_t
+model_reserve(const struct fixture *f, unsigned count)
+{
+    return count == 0 ? 0 : 1 + (count > f->config.parities ? count : f->config.parities);
+}
+
+/* These keep it when they are stuck. */
+static bool
+keeps_reserve(unsigned s)
+{
+    return s % 2 == 0;
 }
 
 static void
@@ -158,12 +171,13 @@ static void
 compare(struct fixture *f)
 {
     const struct cache_counts *counts = cache_counts(f->cache);
-    uint64_t blocks = 0, lost = 0, stripes = 0, full = 0, reserve = 0, pages = 0, entry_block;
+    uint64_t blocks = 0, lost = 0, stripes = 0, full = 0, reserve = 0, stuck_reserve = 0, pages = 0,
+             entry_block;
     uint64_t classes[CACHE_CLASSES] = {0}, class_stripes = 0;
     const struct model_block *oldest = model_oldest(f, false), *unchosen = model_oldest(f, true);
 
     for (unsigned s = 0; s < 2 * STRIPES; ++s) {
-        const unsigned count = model_blocks(f, s);
+        const unsigned count = model_blocks(f, s, false);
 
         for (unsigned m = 0; m < MEMBERS; ++m) {
             compare_block(f, s, m);
@@ -176,8 +190,9 @@ compare(struct fixture *f)
         if (count > 0 && ++classes[stripe_number(s) % CACHE_CLASSES] > class_stripes)
             class_stripes = classes[stripe_number(s) % CACHE_CLASSES];
         full += count == f->config.data_members;
-        if (count > 0)
-            reserve += 1 + (count > f->config.parities ? count : f->config.parities);
+        reserve += model_reserve(f, count);
+        if (keeps_reserve(s))
+            stuck_reserve += model_reserve(f, model_blocks(f, s, true));
     }
     assert_int_equal(counts->blocks, blocks);
     assert_int_equal(counts->lost_blocks, lost);
@@ -185,7 +200,8 @@ compare(struct fixture *f)
     assert_int_equal(counts->class_stripes, class_stripes);
     assert_true(counts->class_stripes <= counts->class_stripes_max);
     assert_int_equal(counts->full_stripes, full);
-    assert_int_equal(counts->reserve_blocks, reserve);
+    assert_int_equal(counts->reserve_blocks, reserve + stuck_reserve);
+    assert_int_equal(counts->stuck_reserve_blocks, stuck_reserve);
     assert_int_equal(counts->pages, pages);
     assert_true(counts->pages <= counts->pages_max);
     assert_int_equal(counts->cached_total, f->put);
@@ -206,10 +222,11 @@ put(struct fixture *f, unsigned s, unsigned m, bool in_memory)
 {
     struct model_block *block = &f->blocks[s][m];
     const bool new_block = !block->there;
-    const bool new_stripe = model_blocks(f, s) == 0;
+    const bool new_stripe = model_blocks(f, s, false) == 0;
     uint8_t page[BLOCK_BYTES];
 
-    if (block->stuck || !cache_promise(f->cache, (struct cache_room){new_block, new_stripe}))
+    if (model_blocks(f, s, true) > 0 ||
+        !cache_promise(f->cache, (struct cache_room){new_block, new_stripe}))
         return;
     f->overwritten += block->there;
     ++f->put;
@@ -247,9 +264,9 @@ lose(struct fixture *f, unsigned s, unsigned m)
 static void
 stick(struct fixture *f, unsigned s)
 {
-    if (model_blocks(f, s) == 0)
+    if (model_blocks(f, s, false) == 0)
         return;
-    cache_stick(f->cache, stripe_number(s));
+    cache_stick(f->cache, stripe_number(s), keeps_reserve(s));
     for (unsigned m = 0; m < MEMBERS; ++m)
         f->blocks[s][m].stuck = f->blocks[s][m].there && !f->blocks[s][m].lost;
 }
