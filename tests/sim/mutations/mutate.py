@@ -22,7 +22,7 @@ import tempfile
 WRONG_DATA = r"FAIL: (wrong data|after a crash .* has )"
 WRONG_PARITY = r"FAIL: .*parity .*(not agree|does not)|FAIL: .* does not agree"
 EITHER = f"({WRONG_DATA}|{WRONG_PARITY})"
-LOST = EITHER + r"|FAIL: after a crash .* is a mixture|FAIL: L1: "
+LOST = EITHER + r"|FAIL: after a crash .* is a mixture|FAIL: L1: |FAIL: data is lost"
 STATE = "state "  # in front of the test's name
 STORY = "journal-story "
 CACHE = "cache-story "
@@ -415,7 +415,7 @@ MUTATIONS = {
         ]}),
     "reserve_ignored_by_writes": (
         "C2: a write takes nothing of what is set aside",
-        "cache", 500, LOST + r"|hang: |FAIL: (L2|data is lost)|Assertion `journal->used_blocks",
+        "cache", 500, LOST + r"|hang: |FAIL: L2|Assertion `journal->used_blocks",
         {"journal/journal.c": [
             ("    return journal->used_blocks + journal->reserved_blocks + blocks + 1 <= "
              "journal->ring_blocks;\n",
