@@ -359,10 +359,11 @@ def rounds(work, everything, order, sample):
     for array in everything:
         print(f"# {array.name}: " + ", ".join(f"{count} {what}" for what, count in array.totals.items()))
     print(f"# {count} rounds in {time.monotonic() - start:.0f} s")
-    # What must have occurred: all of it, if there were enough rounds to wait for it.
+    # What must have occurred: all of it, if there were enough rounds to wait for it. Only one array in some fourteen
+    # rounds can have blocks without a page, and where the load gets far.
     for what in everything[0].totals:
         expect(count < sample or any(array.totals[what] for array in everything)
-               or what == "blocks without a page" and count < 5 * sample, f"none: {what}")
+               or what == "blocks without a page" and count < 20 * sample, f"none: {what}")
 
 
 def no_acknowledged_write_is_lost_from_the_cache(work):
