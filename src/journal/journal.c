@@ -641,6 +641,12 @@ journal_fail(struct journal *journal, int error, const char *operation)
 }
 
 void
+journal_rotten(struct journal *journal, int error)
+{
+    journal_fail(journal, error, "reading back what was logged");
+}
+
+void
 journal_end_waiting(struct journal *journal)
 {
     journal->ended = true;

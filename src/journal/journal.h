@@ -34,7 +34,9 @@
  * J5. One block always stays free, for an empty entry at the head.
  *
  * J6. A failed write or flush is the end of the journal: nothing that was not durable by then ever
- *     becomes so, every waiter gets -EIO, and nothing is tried again.
+ *     becomes so, every waiter gets -EIO, and nothing is tried again. So is a block that does not
+ *     read back as it was logged (journal_rotten): a recovery might end there, and what was logged
+ *     behind it be gone.
  *
  * J7. Pages that were appended must not change until the append is durable.
  *
@@ -99,6 +101,8 @@ struct journal_holder {
 void journal_set_holder(struct journal *journal, struct journal_holder *holder);
 /* The holder's oldest entry is another one. */
 void journal_holder_moved(struct journal *journal);
+/* Something that the holder needs cannot be read back, or not as it was logged: J6. */
+void journal_rotten(struct journal *journal, int error);
 
 /* --- Appending ---- */
 

@@ -616,12 +616,8 @@ cache_put(struct cache *cache, const struct cache_place *place, const uint8_t *m
     } else {
         node = &cache->nodes[number];
         ++cache->counts.overwritten;
-        if (node->flags & NODE_LOST) {
-            stripe_counts(cache, place->stripe, before, before + 1);
-            --cache->counts.lost_blocks;
-        } else {
-            order_remove(cache, number);
-        }
+        assert(!(node->flags & NODE_LOST));
+        order_remove(cache, number);
         if (!(node->flags & NODE_DROPPED))
             frame_give(cache, node);
         node->flags = NODE_DROPPED;
@@ -640,12 +636,9 @@ cache_remove(struct cache *cache, cache_node number)
     const uint64_t stripe = node_stripe(node);
     uint32_t *link = chain_of(cache, stripe);
 
-    if (node->flags & NODE_LOST) {
-        --cache->counts.lost_blocks;
-    } else {
-        stripe_block_goes(cache, stripe);
-        order_remove(cache, number);
-    }
+    assert(!(node->flags & NODE_LOST));
+    stripe_block_goes(cache, stripe);
+    order_remove(cache, number);
     if (!(node->flags & NODE_DROPPED))
         frame_give(cache, node);
     while (*link != number)

@@ -26,8 +26,8 @@
  * C3. A page is given up only for a block whose checksum is known, and not while it is pinned (it
  *     is being written out, or copied from).
  *
- * C4. A block that cannot be read back is lost: it is an error to read it, never the member's older
- *     content. It bounds nothing, and goes when it is written anew.
+ * C4. A block that cannot be read back is lost, and the journal has failed (J6): it is an error to
+ *     read it, never the member's older content. It bounds nothing.
  */
 #ifndef STRIPELOG_CACHE_H
 #define STRIPELOG_CACHE_H

@@ -129,14 +129,12 @@ cached_lose(struct run *run, unsigned m, unsigned s, int error)
     run->lost[m] |= bit;
     ++run->losses;
     ++wb->counts.lost;
-    /* A recovery would take it for the end of the log: the tail has to pass it. */
-    wb->rotten = true;
-    journal_holder_moved(run->engine->journal);
     write_back_moved(wb);
     if (!geometry_unmap(run->engine->geometry, m, run->base + s * (uint64_t)BLOCK_BYTES,
                         &array_offset))
         assert(!"a cached block is data");
     wb->config.data_lost(run->engine->config.owner, array_offset, error);
+    journal_rotten(run->engine->journal, error);
 }
 
 task_fn bool
@@ -196,8 +194,7 @@ cached_fetch(struct run *run)
     return run->losses == losses;
 }
 
-/* These stripes are on the members: nothing of them is cached any more. What was lost goes where it
- * was written anew. */
+/* These stripes are on the members: nothing of them is cached any more. */
 static void
 cached_remove(struct run *run, uint64_t stripes)
 {
@@ -205,10 +202,9 @@ cached_remove(struct run *run, uint64_t stripes)
     const uint64_t before = set_aside(run);
 
     for (unsigned m = 0; m < run->engine->members_count; ++m) {
-        uint64_t gone = (run->cached[m] | (run->lost[m] & (run->full[m] | run->part[m]))) & stripes;
+        uint64_t gone = run->cached[m] & stripes;
 
         run->cached[m] &= ~gone;
-        run->lost[m] &= ~gone;
         for (; gone != 0; gone &= gone - 1) {
             cache_remove(cache, run->node[block_at(run, m, (unsigned)__builtin_ctzll(gone))]);
             ++run->engine->write_back->counts.written_out;
@@ -247,7 +243,7 @@ cached_end(struct run *run, uint64_t parity_logged)
     const bool beyond = engine_degraded(run->engine) > run->engine->geometry->parities;
     const uint64_t failed = beyond ? run->touched : run->touched & run->plan.failed;
 
-    if ((masks_union(run, run->cached) | masks_union(run, run->lost)) == 0)
+    if (masks_union(run, run->cached) == 0)
         return;
     cached_remove(run, run->touched & ~failed);
     cached_stick(run, failed & ~run->stuck, parity_logged);
@@ -330,7 +326,7 @@ stripe_sound(const struct cache *cache, uint64_t stripe, unsigned member, unsign
     *blocks = 0;
     *there = false;
     for (cache_node n = cache_first(cache, stripe); n != 0; n = cache_next(cache, n)) {
-        if (cache_lost(cache, n) || cache_stuck(cache, n))
+        if (cache_stuck(cache, n))
             return false;
         ++*blocks;
         *there = *there || cache_member(cache, n) == member;
@@ -459,7 +455,7 @@ stripes_to_cache(struct run *run, struct cache_room *room)
     masks_clear(run, run->errors);
     run_look(run);
     chosen = run->touched & ~stripes_full(run) & ~masks_union(run, run->unreadable) & ~run->stuck &
-             ~masks_union(run, run->lost) & ~masks_union(run, run->logged);
+             ~masks_union(run, run->logged);
     for (unsigned m = 0; m < run->engine->members_count; ++m)
         need.blocks += mask_count((run->full[m] | run->part[m]) & ~run->cached[m] & chosen);
     need.class_stripes = class_stripes(chosen & ~masks_union(run, run->cached));

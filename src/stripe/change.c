@@ -557,38 +557,12 @@ await_rest(struct run *run)
     gather(run);
 }
 
-/* Partial writes to what is lost cannot be completed. True if there are any: they are errors now.
- */
-static bool
-fail_incomplete(struct run *run)
-{
-    bool any = false;
-
-    if (masks_union(run, run->lost) == 0)
-        return false;
-    for (struct piece *piece = run->pieces.first; piece != NULL; piece = piece->next) {
-        struct slice slice;
-
-        if (!piece_changes(piece) || piece->result < 0)
-            continue;
-        for (uint64_t at = 0; piece_slice(run, piece, &at, &slice);)
-            if (slice_stripes(&slice) & ~slice_whole_stripes(&slice) & run->part[slice.member] &
-                run->lost[slice.member]) {
-                piece->result = -EIO;
-                any = true;
-            }
-    }
-    return any;
-}
-
 /* Gathers these stripes' changes, and what is cached and has to be at hand for them: all of it
  * where they go through, else what partial blocks are completed with. */
 static void
 changes_take(struct run *run, uint64_t stripes, bool through)
 {
     if (!run->gathered)
-        gather(run);
-    if (fail_incomplete(run))
         gather(run);
     run->gathered = false;
     run->fua = false; /* what goes through the log is durable; who caches flushes the log */

@@ -184,7 +184,6 @@ struct write_back {
     bool filling;      /* writes are cached */
     unsigned draining; /* who waits until nothing is cached; nothing is added meanwhile */
     bool idle;         /* nobody has written for long */
-    bool rotten;       /* something in the log was lost */
     bool quitting, reclaimer_alive;
     unsigned caching;        /* workers that are logging what they will cache */
     struct tokens room_turn; /* one waits for room, the others for their turn */

@@ -71,8 +71,8 @@ oldest_wanted(struct write_back *wb)
     if (!possible(wb) || !cache_oldest_unchosen(wb->cache, &entry_block))
         return false;
     /* Where the tail stands for ever, what others have set aside is all that can come free. */
-    return !wb->filling || wb->draining > 0 || wb->idle || wb->rotten || wb->owed > 0 ||
-           wb->room_wanted || (wb->holder.stuck && journal_space_wanted(wb->engine->journal) > 0) ||
+    return !wb->filling || wb->draining > 0 || wb->idle || wb->owed > 0 || wb->room_wanted ||
+           (wb->holder.stuck && journal_space_wanted(wb->engine->journal) > 0) ||
            above(counts->blocks, counts->blocks_max, wb->config.tunables.high_percent) ||
            above(counts->class_stripes, counts->class_stripes_max,
                  wb->config.tunables.high_percent) ||
@@ -172,7 +172,7 @@ reclaimer_main(void *arg)
         if (!wb->quitting) {
             count = groups_choose(wb);
             if (!cache_oldest_unchosen(wb->cache, &entry_block)) {
-                wb->idle = wb->rotten = false;
+                wb->idle = false;
                 wb->owed = 0;
             }
         } else if (wb->under_way == 0) {

@@ -297,7 +297,7 @@ const unsigned sim_modes_count = ARRAY_LEN(sim_modes);
 
 /* --- State of a history --------------------------------------------------------------------- */
 
-/* A block that was named as lost reads as an error, until somebody writes all of it. */
+/* A block that was named as lost reads as an error. */
 enum lost { LOST_NOT, LOST_SURELY, LOST_PERHAPS };
 
 struct client {
@@ -709,14 +709,14 @@ range_lost(const struct history *history, struct range range, bool surely)
     return false;
 }
 
-/* Lost blocks that lie in the range as a whole become this. */
+/* Lost blocks that lie in the range as a whole are perhaps not. */
 static void
-range_mark(struct history *history, struct range range, enum lost mark)
+range_lost_perhaps(struct history *history, struct range range)
 {
     for (uint64_t at = round_up(range.offset, BLOCK_BYTES);
          at + BLOCK_BYTES <= range.offset + range.length; at += BLOCK_BYTES)
         if (history->lost[at / BLOCK_BYTES] != LOST_NOT)
-            history->lost[at / BLOCK_BYTES] = (uint8_t)mark;
+            history->lost[at / BLOCK_BYTES] = LOST_PERHAPS;
 }
 
 /* Nobody may wait until a timer happens to wake him. */
@@ -870,7 +870,6 @@ change(struct client *client, enum model_kind kind)
                                                      : random_below(random, BLOCK_BYTES));
     const bool may_punch = random_percent(random, 60), fast_only = random_percent(random, 15);
     const struct mode_seen mode = mode_look(history);
-    const unsigned lost_told = history->lost_told;
     const uint64_t begun_ns = loop_now_ns(history->cluster->loop);
     uint64_t moved = 0;
     uint32_t number;
@@ -889,7 +888,6 @@ change(struct client *client, enum model_kind kind)
         moved = range.offset - before;
     }
     number = model_op_begin(history->model, &op, cluster_moment(history->cluster));
-    range_mark(history, range, LOST_PERHAPS);
     cluster_trace(history->cluster, "client %u: %s v%u %llu + %llu%s", client->number,
                   kind_names[kind], op.version, (unsigned long long)range.offset,
                   (unsigned long long)range.length, op.fua ? " fua" : "");
@@ -910,8 +908,6 @@ change(struct client *client, enum model_kind kind)
     cluster_trace(history->cluster, "client %u: %s v%u: %d", client->number, kind_names[kind],
                   op.version, result);
     check_time(history, begun_ns, kind_names[kind], range);
-    if (result == 0 && kind != MODEL_TRIM && lost_told == history->lost_told)
-        range_mark(history, range, LOST_NOT);
     if (result != -ENOTSUP || !fast_only)
         check_result(history, result, kind_names[kind], range);
 }
@@ -1122,6 +1118,9 @@ journal_rots(struct history *history)
     for (uint64_t i = random_between(&history->random, 1, 1 + history->ring_blocks / 4); i > 0; --i)
         disk->live[DATA_OFFSET_MIN +
                    random_below(&history->random, history->ring_blocks * BLOCK_BYTES)] ^= 1;
+    /* Who notices takes the journal for failed. */
+    history->faulty |= history->journal;
+    history->suspects |= history->journal;
     ++history->cluster->counts[COUNT_JOURNAL_ROTS];
 }
 
@@ -1140,13 +1139,13 @@ data_lost(struct history *history, const struct array_event *event)
         offset + length > history->geometry.array_bytes)
         sim_fail("data is lost where there is none: %s", event->text);
     memset(history->lost + offset / BLOCK_BYTES, LOST_SURELY, length / BLOCK_BYTES);
-    /* Who is writing may have written there, or may do so yet. */
+    /* Who is writing may have written there. */
     for (uint32_t i = 0; i < history->model->ops_count; ++i) {
         const struct model_op *const op = &history->model->ops[i];
 
         if (op->acknowledged == SIM_NEVER)
-            range_mark(history, (struct range){op->first * SECTOR_BYTES, op->count * SECTOR_BYTES},
-                       LOST_PERHAPS);
+            range_lost_perhaps(history,
+                               (struct range){op->first * SECTOR_BYTES, op->count * SECTOR_BYTES});
     }
     history->lost_told += (unsigned)(length / BLOCK_BYTES);
     model_forget(history->model, offset / SECTOR_BYTES, length / SECTOR_BYTES);

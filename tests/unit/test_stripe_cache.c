@@ -225,7 +225,7 @@ put(struct fixture *f, unsigned s, unsigned m, bool in_memory)
     const bool new_stripe = model_blocks(f, s, false) == 0;
     uint8_t page[BLOCK_BYTES];
 
-    if (model_blocks(f, s, true) > 0 ||
+    if (model_blocks(f, s, true) > 0 || block->lost ||
         !cache_promise(f->cache, (struct cache_room){new_block, new_stripe}))
         return;
     f->overwritten += block->there;
@@ -321,7 +321,7 @@ remove_block(struct fixture *f, unsigned s, unsigned m)
 {
     const cache_node node = find(f, s, m);
 
-    if (node == 0)
+    if (node == 0 || f->blocks[s][m].lost)
         return;
     cache_remove(f->cache, node);
     f->blocks[s][m] = (struct model_block){0};

@@ -376,6 +376,12 @@ MUTATIONS = {
             ("            if (journal_checksum(config->checksum_seed, run->cached_block[b], BLOCK_BYTES) ==\n"
              "                checksum)\n", "            if (true)\n"),
         ]}),
+    "rotten_journal_goes_on": (
+        "J6: where something does not read back as it was logged, a recovery may end",
+        CACHE + "rotten_block_is_an_error", 1, FAILED_TEST,
+        {"stripe/cached.c": [
+            ("    journal_rotten(run->engine->journal, error);\n", ""),
+        ]}),
     "partial_block_completed_from_the_member": (
         "E11: the rest of a block that is cached is in the cache",
         "cache", 100, WRONG_DATA,
