@@ -248,8 +248,8 @@ array_journal_failed(struct array *array, int error, const char *operation)
     array_tell(array, ARRAY_JOURNAL_FAILED, NO_MEMBER, "%s: the journal failed: %s: %s; %s",
                journal_of(array)->device->name, operation, strerror(-error),
                array->recovering ? "its log is as it was"
-                                 : "the array takes no more writes. Stop it, and start it with "
-                                   "--force=drop-journal to go on without a journal");
+                                 : "the array takes no more writes, and what was acknowledged goes "
+                                   "to the members");
     if (array->journal_guard != NULL) {
         task_wake(array->loop, array->journal_guard);
         array->journal_guard = NULL;
@@ -260,6 +260,7 @@ array_journal_failed(struct array *array, int error, const char *operation)
 static task_fn void
 journal_give_up(struct array *array)
 {
+    struct write_back_status cache;
     uint64_t resync_from;
     bool unfinished;
 
@@ -278,6 +279,18 @@ journal_give_up(struct array *array)
     while (array->writes_in_flight > 0)
         wait_queue_wait(array->loop, &array->quiet);
     unfinished = engine_drain_unlogged(array->engine) < 0 || journal_unfinished(array->journal);
+    engine_write_back_status(array->engine, &cache);
+    if (cache.blocks > 0 && cache.lost == 0) {
+        array_tell(array, ARRAY_WARNING, NO_MEMBER,
+                   "%s: %" PRIu64 " acknowledged bytes are in the journal alone, and cannot be "
+                   "written out: it stays the array's, as after a crash, for a start that can. "
+                   "--force=drop-journal loses them",
+                   journal_of(array)->device->name, cache.blocks * BLOCK_BYTES);
+        return;
+    }
+    /* With a log that cannot be read to its end a start would bring back what is older. */
+    if (!array->failed)
+        engine_give_up_cached(array->engine);
     resync_from = unfinished ? 0 : unsynced_first(&array->unsynced);
     array->journal_struck_off = true;
     /* Each flushes the members first. Two, so that the journal's device is out of the window in
@@ -464,8 +477,10 @@ data_lost(void *owner, uint64_t array_offset, int error)
                    "%s: %u acknowledged bytes of the array at %" PRIu64
                    " are lost: only the journal held them, and %s",
                    journal_of(array)->device->name, BLOCK_BYTES, array_offset,
-                   error == -EBADMSG ? "holds something else there"
-                                     : "cannot be read there"); /* cut off is fine */
+                   error == 0 ? "they can be written nowhere. Read them before the array is "
+                                "stopped"
+                   : error == -EBADMSG ? "holds something else there"
+                                       : "cannot be read there"); /* cut off is fine */
     array->config.event(array->config.owner, &event);
 }
 

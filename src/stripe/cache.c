@@ -229,6 +229,12 @@ cache_member(const struct cache *cache, cache_node node)
     return cache->nodes[node].member;
 }
 
+uint64_t
+cache_stripe(const struct cache *cache, cache_node node)
+{
+    return node_stripe(&cache->nodes[node]);
+}
+
 uint8_t *
 cache_page(struct cache *cache, cache_node number)
 {
@@ -323,6 +329,18 @@ order_remove(struct cache *cache, cache_node number)
         cache->nodes[node->newer].older = node->older;
     else
         cache->newest = node->older;
+}
+
+cache_node
+cache_order_first(const struct cache *cache)
+{
+    return cache->oldest;
+}
+
+cache_node
+cache_order_next(const struct cache *cache, cache_node node)
+{
+    return cache->nodes[node].newer;
 }
 
 bool

@@ -82,6 +82,7 @@ cache_node cache_next(const struct cache *cache, cache_node node) must_check;
 /* The member's block of the stripe. */
 cache_node cache_find(const struct cache *cache, uint64_t stripe, unsigned member) must_check;
 unsigned cache_member(const struct cache *cache, cache_node node);
+uint64_t cache_stripe(const struct cache *cache, cache_node node);
 /* 4096 bytes; NULL if it is dropped. Valid until something is put, or as long as it is pinned. */
 uint8_t *cache_page(struct cache *cache, cache_node node);
 bool cache_lost(const struct cache *cache, cache_node node);
@@ -125,6 +126,9 @@ void cache_stick(struct cache *cache, uint64_t stripe, bool keep_reserve);
 
 /* --- Order ---- */
 
+/* From the oldest to the newest, those that are not lost; 0 at the end. */
+cache_node cache_order_first(const struct cache *cache) must_check;
+cache_node cache_order_next(const struct cache *cache, cache_node node) must_check;
 /* The entry (block of the ring) of the oldest block that bounds the tail; false if none does. */
 bool cache_oldest(const struct cache *cache, uint64_t *entry_block) must_check;
 /* Is the oldest one stuck? */

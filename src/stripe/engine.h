@@ -201,7 +201,8 @@ struct engine_cache_config {
     struct device *journal; /* borrowed; where dropped blocks are read back from */
     uint64_t journal_data_offset, ring_blocks;
     uint32_t checksum_seed;
-    /* A block that only the log held cannot be read back (array bytes). Must not suspend. */
+    /* A block that only the log held cannot be read back (array bytes); error 0: can be brought
+     * nowhere. Must not suspend. */
     void (*data_lost)(void *owner, uint64_t array_offset, int error);
     /* Something in the group that begins at member_offset can be brought neither to its member nor
      * to parity: it stays cached, and in the log. Must not suspend. */
@@ -232,6 +233,9 @@ task_fn int engine_drain(struct engine *engine) must_check;
 /* The journal, or its superblock, has failed, and no change is under way: the same, without logging
  * anything. */
 task_fn int engine_drain_unlogged(struct engine *engine) must_check;
+/* What could not be written out then is given up with the log: names it (data_lost). It can be read
+ * as long as the engine is there. */
+void engine_give_up_cached(struct engine *engine);
 /* Ends what is being written out, and begins no more: before the journal is destroyed. */
 task_fn void engine_end_write_back(struct engine *engine);
 /* Is there anything that only the log holds? */

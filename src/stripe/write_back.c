@@ -335,6 +335,23 @@ engine_drain_unlogged(struct engine *engine)
     return engine_drain(engine);
 }
 
+void
+engine_give_up_cached(struct engine *engine)
+{
+    const struct write_back *wb = engine->write_back;
+
+    if (wb == NULL)
+        return;
+    for (cache_node n = cache_order_first(wb->cache); n != 0; n = cache_order_next(wb->cache, n)) {
+        uint64_t array_offset;
+
+        if (!geometry_unmap(engine->geometry, cache_member(wb->cache, n),
+                            cache_stripe(wb->cache, n) * BLOCK_BYTES, &array_offset))
+            assert(!"a cached block is data");
+        wb->config.data_lost(engine->config.owner, array_offset, 0);
+    }
+}
+
 bool
 engine_caches(const struct engine *engine)
 {

@@ -1132,13 +1132,18 @@ data_lost(struct history *history, const struct array_event *event)
 {
     struct sim_disk *const disk = &history->cluster->disks[history->members];
     const uint64_t offset = event->array_offset, length = event->length_bytes;
+    struct array_status status;
+    enum lost mark;
 
     if (!disk->dead && disk->bad_count == 0 && history->mode->rot_percent == 0)
         sim_fail("data is lost, and the journal can be read: %s", event->text);
     if (length == 0 || offset % BLOCK_BYTES != 0 || length % BLOCK_BYTES != 0 ||
         offset + length > history->geometry.array_bytes)
         sim_fail("data is lost where there is none: %s", event->text);
-    memset(history->lost + offset / BLOCK_BYTES, LOST_SURELY, length / BLOCK_BYTES);
+    array_status(history->array, &status);
+    /* Either it cannot be read, or written nowhere. */
+    mark = status.write_back.lost > history->lost_told ? LOST_SURELY : LOST_PERHAPS;
+    memset(history->lost + offset / BLOCK_BYTES, mark, length / BLOCK_BYTES);
     /* Who is writing may have written there. */
     for (uint32_t i = 0; i < history->model->ops_count; ++i) {
         const struct model_op *const op = &history->model->ops[i];
@@ -1147,7 +1152,8 @@ data_lost(struct history *history, const struct array_event *event)
             range_lost_perhaps(history,
                                (struct range){op->first * SECTOR_BYTES, op->count * SECTOR_BYTES});
     }
-    history->lost_told += (unsigned)(length / BLOCK_BYTES);
+    if (mark == LOST_SURELY)
+        history->lost_told += (unsigned)(length / BLOCK_BYTES);
     model_forget(history->model, offset / SECTOR_BYTES, length / SECTOR_BYTES);
     history->cluster->counts[COUNT_BLOCKS_LOST] += length / BLOCK_BYTES;
 }
@@ -1476,8 +1482,9 @@ stop(struct history *history)
     if (result == 0 && status.write_back.blocks > 0)
         sim_fail("the array was stopped in good order, and %llu blocks are cached",
                  (unsigned long long)status.write_back.blocks);
-    /* With a journal that failed, what was acknowledged is on the members now. */
-    if (result == 0 || (status.journal_failed && !status.failed)) {
+    /* With a journal that failed, what was acknowledged is on the members now, if it could be
+     * written there. */
+    if (result == 0 || (status.journal_failed && !status.failed && status.write_back.blocks == 0)) {
         model_flushed(history->model, begun, cluster_moment(history->cluster));
         history->stopped_clean = result == 0;
     }

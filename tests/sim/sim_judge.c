@@ -422,10 +422,13 @@ judge_row(struct judge *judge, const struct verdict *verdict, uint64_t number, u
             for (unsigned l = 0; l < lost_count; ++l)
                 if (lost[l] < geometry->data_members)
                     make_void(judge, number, lost[l], i * BLOCK_BYTES);
+        /* K5: the array may leave to the resync what the judge's own recovery has made good. */
+        const bool doubtful = judge->model->journaled && verdict->dirty &&
+                              stripe * BLOCK_BYTES >= verdict->resync_from &&
+                              (was_bad || (judge->unlogged && judge->open[stripe]));
+
         if (adopt)
-            judge->bad[stripe] = lost_count > 0 ? was_bad || hole
-                                                : bad[i] || (judge->unlogged &&
-                                                             judge->open[stripe] && verdict->dirty);
+            judge->bad[stripe] = lost_count > 0 ? was_bad || hole : bad[i] || doubtful;
     }
     for (unsigned d = 0; d < geometry->data_members; ++d)
         judge_chunk(judge, &view, d, moment,

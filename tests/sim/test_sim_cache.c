@@ -111,11 +111,11 @@ write_through(struct story *s)
     assert_int_equal(cached(s), 0);
 }
 
-/* Until nothing is cached, which nobody has to ask for. */
+/* Until no more than so many blocks are cached, which nobody has to ask for. */
 static void
-settle(struct story *s)
+settle_until(struct story *s, uint64_t blocks)
 {
-    for (uint64_t waited = 0; cached(s) > 0; waited += SECOND / 100) {
+    for (uint64_t waited = 0; cached(s) > blocks; waited += SECOND / 100) {
         assert_true(waited < SETTLE_NS);
         loop_sleep(s->cluster.loop, SECOND / 100);
     }
@@ -244,7 +244,7 @@ loses_a_member(struct story *s)
     assert_int_equal(story_put(s, in_row(s, 0, 1, 0), 1, 0x22, false), 0);
     disk_die(disk_of(s, in_row(s, 0, 2, 0)));
     sees_row(s);
-    settle(s);
+    settle_until(s, 0);
     sees_row(s);
 }
 
@@ -258,7 +258,7 @@ loses_the_member(struct story *s)
     disk_die(disk_of(s, in_row(s, 0, 1, 0)));
     assert_int_equal(story_get(s, in_row(s, 0, 1, 1)), 0);
     sees_row(s);
-    settle(s);
+    settle_until(s, 0);
     sees_row(s);
 }
 
@@ -369,7 +369,7 @@ becomes_degraded(struct story *s)
     /* Nothing of what is cached needs it. */
     disk_die(disk_of(s, in_row(s, 1, 0, 0)));
     assert_int_equal(story_get(s, in_row(s, 1, 0, 0)), 0);
-    settle(s);
+    settle_until(s, 0);
     status = status_of(s);
     assert_int_equal(status.journal_mode, JOURNAL_WRITE_THROUGH);
     assert_int_equal(status.journal_mode_wanted, JOURNAL_WRITE_BACK);
@@ -408,7 +408,7 @@ journal_fails(struct story *s)
     assert_int_equal(story_put(s, 3, 1, 0x99, false), -EIO);
     assert_int_equal(s->told[ARRAY_JOURNAL_FAILED], 1);
     sees_eight(s);
-    settle(s);
+    settle_until(s, 0);
     sees_eight(s);
     assert_int_equal(story_put(s, 9, 1, 0x99, false), -EIO);
     assert_int_equal(array_flush(s->array), 0);
@@ -614,6 +614,53 @@ rotten_block_is_an_error(void **state)
     assert_int_equal(s->force, FORCE_DROP_JOURNAL);
 }
 
+static void
+journal_rots_with_something_stuck(struct story *s)
+{
+    unsigned stuck = 0;
+
+    caches_many(s);
+    on_the_ring(s, 1)[77] ^= 0x40;
+    /* One stripe further nothing can be written: its parity, and one of its chunks that is not
+     * cached, are gone. */
+    disk_make_bad(&s->cluster.disks[s->members - 1], DATA_OFFSET / BLOCK_BYTES + 1, BAD_LATENT);
+    disk_die(disk_of(s, in_row(s, 0, 3, 0)));
+    assert_int_equal(story_get(s, in_row(s, 0, 3, 0)), 0);
+    for (uint64_t b = 1; b < many && b < 3 * CHUNK_BLOCKS; b += CHUNK_BLOCKS)
+        ++stuck;
+    assert_true(stuck >= 2);
+    settle_until(s, stuck);
+    assert_int_equal(array_flush(s->array), -EIO);
+    assert_int_equal(s->told[ARRAY_JOURNAL_FAILED], 1);
+    assert_int_equal(s->told[ARRAY_DATA_LOST], 1 + stuck);
+    gone[0] = true;
+    sees_many(s);
+    assert_int_equal(array_stop(s->array), -EIO);
+    for (uint64_t b = 1; b < many && b < 3 * CHUNK_BLOCKS; b += CHUNK_BLOCKS)
+        gone[b] = true;
+}
+
+/* What rotted is the end of the log: a recovery would bring back what is older. So it is struck
+ * off, and what can be written nowhere is named. */
+static void
+rotten_journal_keeps_nothing_stuck(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = 512 * KIB;
+    setup_array(s, 5, 5, 400);
+    s->config.cache_bytes = 64 * KIB;
+    play(s, journal_rots_with_something_stuck);
+    story_restart(s);
+    s->left_out = 1u << 3;
+    story_play(s, sees_many);
+    assert_int_equal(s->started, -ENODEV);
+    s->force = FORCE_DROP_JOURNAL | FORCE_DIRTY_DEGRADED;
+    s->config.journal_mode = JOURNAL_WRITE_THROUGH;
+    play(s, sees_many);
+    story_restart(s);
+}
+
 /* It may be readable again at the next start: parity that was made without it must not count. */
 static void
 error_that_passes_harms_nothing_else(void **state)
@@ -630,6 +677,70 @@ error_that_passes_harms_nothing_else(void **state)
         goes_on_without_what_rotted(s);
         s->force = 0;
     }
+}
+
+static uint64_t stuck_block;
+
+/* A block that was made durable, and then cannot be written out: parity of its stripe is
+ * unreadable, and another member of it is gone. */
+static void
+gets_stuck(struct story *s)
+{
+    stuck_block = in_row(s, 0, 0, 0);
+    assert_int_equal(story_put(s, stuck_block, 1, 0xdd, true), 0);
+    assert_int_equal(story_put(s, in_row(s, 1, 0, 0), 1, 0xee, true), 0);
+    disk_make_bad(&s->cluster.disks[s->members - 1], DATA_OFFSET / BLOCK_BYTES, BAD_LATENT);
+    disk_die(disk_of(s, in_row(s, 0, 2, 0)));
+    assert_int_equal(story_get(s, in_row(s, 0, 2, 1)), 0);
+    settle_until(s, 1);
+    loop_sleep(s->cluster.loop, SECOND);
+    assert_int_equal(cached(s), 1);
+    assert_true(s->told[ARRAY_WARNING] > 0);
+}
+
+static void
+sees_what_was_stuck(struct story *s)
+{
+    story_expect(s, stuck_block, 1, 0xdd);
+    story_expect(s, in_row(s, 1, 0, 0), 1, 0xee);
+}
+
+static void
+journal_fails_with_something_stuck(struct story *s)
+{
+    gets_stuck(s);
+    s->cluster.disks[s->members].faults.write_error_in = 1;
+    assert_int_equal(story_put(s, in_row(s, 2, 0, 0), 1, 0x22, false), -EIO);
+    assert_int_equal(array_flush(s->array), -EIO);
+    assert_int_equal(s->told[ARRAY_DATA_LOST], 0);
+    assert_int_equal(cached(s), 1);
+    sees_what_was_stuck(s);
+    assert_int_equal(array_stop(s->array), -EIO);
+}
+
+/* Only the journal has it: it is not to be struck off then. */
+static void
+failed_journal_keeps_what_is_stuck(void **state)
+{
+    struct story *const s = *state;
+    struct sim_disk *const parity = &s->cluster.disks[4];
+
+    s->member_bytes = 512 * KIB;
+    setup_array(s, 5, 5, 400);
+    play(s, journal_fails_with_something_stuck);
+    story_restart(s);
+    s->left_out = 1u << 2;
+    s->force = FORCE_DIRTY_DEGRADED; /* parity was in doubt while all else was written out */
+    s->config.readonly = true;
+    play(s, sees_what_was_stuck);
+    s->config.readonly = false;
+    story_play(s, sees_what_was_stuck);
+    assert_int_equal(s->started, -EIO);
+    story_restart(s);
+    memset(parity->bad, 0, sizeof parity->bad); /* it comes to itself */
+    parity->bad_count = 0;
+    play(s, sees_what_was_stuck);
+    story_restart(s);
 }
 
 static void
@@ -973,7 +1084,7 @@ has_single_blocks_cached(struct story *s)
 {
     assert_int_equal(s->status.recovery.open_blocks, full_of);
     assert_int_equal(s->status.write_back.blocks, full_of);
-    settle(s);
+    settle_until(s, 0);
     expect_parity(s);
 }
 
@@ -1006,6 +1117,8 @@ main(int argc, char **argv)
         STORY(dead_journal_costs_what_only_it_held),
         STORY(rotten_block_is_an_error),
         STORY(error_that_passes_harms_nothing_else),
+        STORY(rotten_journal_keeps_nothing_stuck),
+        STORY(failed_journal_keeps_what_is_stuck),
         STORY(dropped_blocks_are_read_back),
         STORY(hopeless_write_harms_nothing_cached),
         STORY(quiet_array_writes_out),

@@ -382,6 +382,12 @@ MUTATIONS = {
         {"stripe/cached.c": [
             ("    journal_rotten(run->engine->journal, error);\n", ""),
         ]}),
+    "failed_journal_struck_off_with_what_is_stuck": (
+        "R6: what can be written nowhere keeps the journal listed",
+        CACHE + "failed_journal_keeps_what_is_stuck", 1, FAILED_TEST,
+        {"array/journaled.c": [
+            ("    if (cache.blocks > 0 && cache.lost == 0) {\n", "    if (false) {\n"),
+        ]}),
     "partial_block_completed_from_the_member": (
         "E11: the rest of a block that is cached is in the cache",
         "cache", 100, WRONG_DATA,
