@@ -208,6 +208,14 @@ space_hopeless(const struct journal *journal, uint64_t blocks)
            journal->ring_blocks;
 }
 
+/* With each who was served, and each who waits, the holder has more reason to let the tail go. */
+static void
+space_want(struct journal *journal)
+{
+    if (journal->holder != NULL)
+        journal->holder->space_wanted(journal->holder);
+}
+
 /* Serves who waits, in order. */
 static void
 space_grant(struct journal *journal)
@@ -217,8 +225,10 @@ space_grant(struct journal *journal)
         const bool over =
             journal->failed || journal->ended || space_hopeless(journal, waiter->blocks);
 
-        if (!over && !space_there(journal, waiter->blocks))
+        if (!over && !space_there(journal, waiter->blocks)) {
+            space_want(journal);
             return;
+        }
         if (!over) {
             journal->reserved_blocks += waiter->blocks;
             waiter->granted = true;
@@ -248,8 +258,7 @@ journal_reserve(struct journal *journal, uint64_t blocks)
     *journal->waiters_last = &waiter;
     journal->waiters_last = &waiter.next;
     wake(journal, &journal->keeper);
-    if (journal->holder != NULL)
-        journal->holder->space_wanted(journal->holder);
+    space_want(journal);
     if (space_hopeless(journal, journal->waiters_first->blocks))
         loop_at_turn_end(journal->loop, &journal->turn_end); /* it tells us */
     task_suspend(journal->loop);

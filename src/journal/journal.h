@@ -91,7 +91,7 @@ task_fn void journal_destroy(struct journal *journal);
 struct journal_holder {
     /* False: there is nothing. Else the position (bytes) of the oldest entry that is needed. */
     bool (*oldest)(const struct journal_holder *holder, uint64_t *position);
-    /* Somebody waits for space. */
+    /* Somebody waits for space, or still does although some came free. */
     void (*space_wanted)(struct journal_holder *holder);
     bool stuck;            /* the oldest entry will be needed for ever */
     uint64_t stuck_blocks; /* reserved for ever */

@@ -54,7 +54,7 @@
 
 #define SIM_MEMBERS_MAX 8u
 #define SIM_DISKS_MAX   (SIM_MEMBERS_MAX + 1) /* and a journal */
-#define SIM_DISK_BYTES  (3 * MIB)             /* of content kept for a disk */
+#define SIM_DISK_BYTES  (4 * MIB)             /* of content kept for a disk */
 #define SIM_NEVER       UINT64_MAX
 
 enum sim_count {

@@ -45,7 +45,7 @@ story_make(struct story *s)
     const unsigned journal = s->members;
 
     cluster_begin(&s->cluster, 1, s->members + 1,
-                  DATA_OFFSET + s->member_bytes + s->ring_blocks * BLOCK_BYTES);
+                  DATA_OFFSET + max_u64(s->member_bytes, s->ring_blocks * BLOCK_BYTES));
     s->random.state = 1;
     s->force = s->left_out = 0;
     for (unsigned d = 0; d <= journal; ++d) {
@@ -134,7 +134,8 @@ story_main(void *arg)
 
     config.devices = devices;
     config.force = s->force;
-    config.memory_bytes = MIB;
+    if (config.memory_bytes == 0)
+        config.memory_bytes = MIB;
     config.workers = 4;
     config.event = on_event;
     config.owner = s;

@@ -1062,6 +1062,57 @@ start_takes_over_what_was_cached(void **state)
     }
 }
 
+static unsigned rows_written, rows_wanted;
+
+static void
+writes_a_row(void *arg)
+{
+    struct story *const s = arg;
+    const uint64_t first = in_row(s, 2 + rows_written++, 0, 0);
+
+    assert_int_equal(array_write(s->array, s->memory, first * BLOCK_BYTES,
+                                 (s->members - 1) * CHUNK_BYTES, false),
+                     0);
+    --rows_wanted;
+}
+
+static void
+writes_rows_at_once(struct story *s)
+{
+    const uint64_t begun_ns = loop_now_ns(s->cluster.loop);
+
+    /* The tail stays where it is as long as this is cached. */
+    for (unsigned i = 0; i < 11; ++i)
+        assert_int_equal(story_put(s, in_row(s, 1, 0, 0), 4 * CHUNK_BLOCKS, 0x11, false), 0);
+    assert_int_equal(story_put(s, 0, 1, 0x22, false), 0);
+    rows_written = 0;
+    for (unsigned i = rows_wanted; i > 0; --i)
+        task_start_wait(s->cluster.loop, writes_a_row, s);
+    while (rows_wanted > 0) {
+        loop_sleep(s->cluster.loop, SECOND / 100);
+        assert_true(loop_now_ns(s->cluster.loop) - begun_ns < SECOND);
+    }
+    story_expect(s, 0, 1, 0x22);
+    assert_int_equal(array_stop(s->array), 0);
+}
+
+/* Writes that go through, more than the log has room for, and one block that is cached: whoever has
+ * to wait for it to be written out is not forgotten when others are served before. */
+static void
+who_waits_for_room_is_served(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = 2000 * KIB;
+    for (unsigned rows = 60; rows <= 110; rows += 10) {
+        setup_array(s, 5, 5, 1000);
+        s->config.memory_bytes = 64 * MIB; /* nothing else is waited for */
+        rows_wanted = rows;
+        play(s, writes_rows_at_once);
+        story_restart(s);
+    }
+}
+
 /* Stripes with a block each: as many as the ring takes before any is written out, and when. */
 static uint64_t full_of, full_moment;
 
@@ -1125,6 +1176,7 @@ main(int argc, char **argv)
         STORY(tail_stays_at_a_cached_block),
         STORY(full_index_makes_room),
         STORY(smallest_ring_is_enough),
+        STORY(who_waits_for_room_is_served),
         STORY(start_takes_over_what_was_cached),
         STORY(start_takes_over_a_full_ring),
     };

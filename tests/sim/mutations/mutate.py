@@ -388,6 +388,12 @@ MUTATIONS = {
         {"array/journaled.c": [
             ("    if (cache.blocks > 0 && cache.lost == 0) {\n", "    if (false) {\n"),
         ]}),
+    "who_still_waits_is_forgotten": (
+        "whoever waits for space keeps the reclaimer at it",
+        CACHE + "who_waits_for_room_is_served", 1, FAILED_TEST,
+        {"journal/journal.c": [
+            ("            space_want(journal);\n", ""),
+        ]}),
     "partial_block_completed_from_the_member": (
         "E11: the rest of a block that is cached is in the cache",
         "cache", 100, WRONG_DATA,
