@@ -363,10 +363,15 @@ array_assemble(struct array *array, struct error *error)
     }
     result = assemble_decide(array->candidates, array->candidates_count, &options, &array->assembly,
                              array->fates, reasons, error);
-    for (unsigned w = 0; result == 0 && w < array->assembly.warning_count; ++w)
-        array_tell(array, ARRAY_WARNING, NO_MEMBER, "%s", array->assembly.warnings[w].text);
     free(reasons);
     return result;
+}
+
+static void
+tell_warnings(struct array *array)
+{
+    for (unsigned w = 0; w < array->assembly.warning_count; ++w)
+        array_tell(array, ARRAY_WARNING, NO_MEMBER, "%s", array->assembly.warnings[w].text);
 }
 
 void
@@ -506,11 +511,14 @@ array_start(struct loop *loop, const struct array_config *config, struct array *
         array->events = array->assembly.events;
         array->uneven = array->assembly.events_uneven;
         array->absent_outrun = array->assembly.degraded == 0;
-        if (array->journal_candidate >= 0)
-            result = array_journal_scan(array, error);
-        else if (config->journal_mode == JOURNAL_WRITE_BACK && !config->readonly)
+        if (array->journal_candidate < 0 && config->journal_mode == JOURNAL_WRITE_BACK &&
+            !config->readonly)
             result = error_set(error, -ENOTSUP, "write-back wants a journal, and the array %s",
                                array->journal_dropped ? "is to go on without its own" : "has none");
+        else
+            tell_warnings(array);
+        if (result == 0 && array->journal_candidate >= 0)
+            result = array_journal_scan(array, error);
         if (result == 0)
             result = array_run(array, error);
     }

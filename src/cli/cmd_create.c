@@ -15,6 +15,7 @@
 #include "cli/cli.h"
 #include "cli/signature.h"
 #include "cli/size.h"
+#include "control/protocol.h"
 #include "format/bad_blocks.h"
 #include "geometry/geometry.h"
 #include "recovery/recovery.h"
@@ -402,14 +403,15 @@ print_result(const struct create *create)
 
         for (unsigned i = 0; i < create->count; i++)
             json_array_append_new(devices,
-                                  create->paths[i] ? json_string(create->paths[i]) : json_null());
-        json = json_pack("{s:o, s:o, s:i, s:s?, s:I, s:I, s:I, s:b, s:b, s:o, s:s?}", "uuid",
-                         json_uuid(sb->set_uuid), "name", json_name(sb), "level", (int)sb->level,
-                         "layout", layout, "chunk_bytes", (json_int_t)superblock_chunk_bytes(sb),
-                         "size_bytes", (json_int_t)superblock_array_bytes(sb), "member_size_bytes",
-                         (json_int_t)superblock_component_bytes(sb), "resync_needed",
-                         (int)!superblock_is_clean(sb), "degraded", (int)degraded, "devices",
-                         devices, "journal", create->journal);
+                                  create->paths[i] ? control_text(create->paths[i]) : json_null());
+        json =
+            json_pack("{s:o, s:o, s:i, s:s?, s:I, s:I, s:I, s:b, s:b, s:o, s:o}", "uuid",
+                      json_uuid(sb->set_uuid), "name", json_name(sb), "level", (int)sb->level,
+                      "layout", layout, "chunk_bytes", (json_int_t)superblock_chunk_bytes(sb),
+                      "size_bytes", (json_int_t)superblock_array_bytes(sb), "member_size_bytes",
+                      (json_int_t)superblock_component_bytes(sb), "resync_needed",
+                      (int)!superblock_is_clean(sb), "degraded", (int)degraded, "devices", devices,
+                      "journal", create->journal ? control_text(create->journal) : json_null());
         if (json_print(json) < 0)
             return CLI_FAILED;
         return finish_output(COMMAND, CLI_OK);

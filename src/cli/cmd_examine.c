@@ -10,6 +10,7 @@
 #include "cli/log_text.h"
 #include "cli/log_view.h"
 #include "cli/size.h"
+#include "control/protocol.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -345,7 +346,7 @@ journal_json(const struct finding *finding)
     put_integer(json, "ring_sectors", scan->ring_bytes / SECTOR_BYTES);
     json_object_set_new(json, "valid", json_boolean(log->result == 0));
     if (log->result < 0) {
-        json_object_set_new(json, "error", json_string(log->error.text));
+        json_object_set_new(json, "error", control_text(log->error.text));
         return json;
     }
     put_integer(json, "end_sectors", scan->end_bytes / SECTOR_BYTES);
@@ -425,10 +426,10 @@ device_json(const char *path, const struct finding *finding)
     const struct candidate *candidate = &finding->candidate;
     json_t *json = json_object();
 
-    json_object_set_new(json, "device", json_string(path));
+    json_object_set_new(json, "device", control_text(path));
     json_object_set_new(json, "usable", json_boolean(candidate->status == 0));
     if (candidate->status != 0)
-        json_object_set_new(json, "error", json_string(candidate->error.text));
+        json_object_set_new(json, "error", control_text(candidate->error.text));
     if (finding->device)
         put_integer(json, "device_size_bytes", finding->device->size_bytes);
     if (candidate->status == 0 ||
@@ -591,12 +592,12 @@ verdict_json(const struct verdict *verdict, const struct examine *examine)
     json_object_set_new(json, "name", json_name(&verdict->candidates[0].superblock));
     json_object_set_new(json, "would_start", json_string(starts[start]));
     if (start != START_YES)
-        json_object_set_new(json, "error", json_string(verdict_error(verdict, examine)));
+        json_object_set_new(json, "error", control_text(verdict_error(verdict, examine)));
     for (unsigned i = 0; i < verdict->count; i++)
-        json_array_append_new(devices, json_pack("{s:s, s:s, s:s}", "device",
-                                                 examine->paths[verdict->index[i]], "fate",
-                                                 member_fate_name(verdict->fates[i]), "reason",
-                                                 verdict->reasons[i].text));
+        json_array_append_new(devices, json_pack("{s:o, s:s, s:o}", "device",
+                                                 control_text(examine->paths[verdict->index[i]]),
+                                                 "fate", member_fate_name(verdict->fates[i]),
+                                                 "reason", control_text(verdict->reasons[i].text)));
     json_object_set_new(json, "devices", devices);
     if (assembly->members == 0)
         return json;

@@ -13,6 +13,7 @@
 #include "cli/log_text.h"
 #include "cli/log_view.h"
 #include "cli/size.h"
+#include "control/protocol.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -240,7 +241,7 @@ block_json(const struct show *show, const struct journal_seen *seen,
         json_object_set_new(json, "parity", json_string(where.what));
     json_object_set_new(json, "checksum", json_sprintf("%08" PRIx32, payload->checksums[i]));
     if (path)
-        json_object_set_new(json, "device", json_string(path));
+        json_object_set_new(json, "device", control_text(path));
     return json;
 }
 
@@ -476,9 +477,9 @@ print_header_json(const struct show *show)
     const struct superblock *sb = &journal_of(show)->superblock;
     const char *layout = geometry_layout_name(sb->level, sb->layout);
     json_t *json =
-        json_pack("{s:s, s:o, s:o, s:i, s:s?, s:I, s:I, s:I, s:I}", "device",
-                  show->paths[show->index], "uuid", json_uuid(sb->set_uuid), "name", json_name(sb),
-                  "level", (int)sb->level, "layout", layout, "raid_disks",
+        json_pack("{s:o, s:o, s:o, s:i, s:s?, s:I, s:I, s:I, s:I}", "device",
+                  control_text(show->paths[show->index]), "uuid", json_uuid(sb->set_uuid), "name",
+                  json_name(sb), "level", (int)sb->level, "layout", layout, "raid_disks",
                   (json_int_t)sb->raid_disks, "chunk_bytes", (json_int_t)superblock_chunk_bytes(sb),
                   "ring_bytes", (json_int_t)superblock_journal_ring_bytes(sb), "data_offset_bytes",
                   (json_int_t)superblock_data_offset_bytes(sb));
@@ -489,9 +490,10 @@ print_header_json(const struct show *show)
         json_t *devices = json_array();
 
         for (unsigned i = 0; i < show->count; i++)
-            json_array_append_new(devices, json_pack("{s:s, s:s, s:s}", "device", show->paths[i],
-                                                     "fate", member_fate_name(show->fates[i]),
-                                                     "reason", show->reasons[i].text));
+            json_array_append_new(devices, json_pack("{s:o, s:s, s:o}", "device",
+                                                     control_text(show->paths[i]), "fate",
+                                                     member_fate_name(show->fates[i]), "reason",
+                                                     control_text(show->reasons[i].text)));
         json_object_set_new(json, "devices", devices);
     }
     (void)printf("{\n  \"journal\": ");
@@ -563,10 +565,11 @@ print_rest_json(const struct show *show)
     print_compact(summary_json(show));
     log_view_text(view, text);
     (void)printf(",\n  \"recovery\": ");
-    print_compact(json_pack("{s:b, s:s, s:s?, s:b}", "possible",
+    print_compact(json_pack("{s:b, s:o, s:o, s:b}", "possible",
                             view->result == 0 && view->scan.end != JOURNAL_END_UNREADABLE, "text",
-                            text, "error", view->result < 0 ? view->error.text : NULL, "clean",
-                            (int)log_view_is_clean(view)));
+                            control_text(text), "error",
+                            view->result < 0 ? control_text(view->error.text) : json_null(),
+                            "clean", (int)log_view_is_clean(view)));
     (void)printf("\n}\n");
 }
 

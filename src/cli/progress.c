@@ -5,6 +5,7 @@
 
 #include "cli/cli.h"
 #include "cli/size.h"
+#include "control/protocol.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -75,11 +76,17 @@ event_is_progress(const struct array_event *event)
 static void
 print_json(const struct array_event *event)
 {
-    json_t *json = json_pack("{s:s, s:s}", "event", event_name(event->kind), "text", event->text);
+    json_t *json = json_pack("{s:s, s:o}", "event", event_name(event->kind), "text",
+                             control_text(event->text));
     char *text;
 
     if (json && (event->kind == ARRAY_MEMBER_FAILED || event->kind == ARRAY_READ_CORRECTED))
         json_object_set_new(json, "member", json_integer(event->member));
+    if (json && event->kind == ARRAY_DATA_LOST) {
+        json_object_set_new(json, "array_offset_bytes",
+                            json_integer((json_int_t)event->array_offset));
+        json_object_set_new(json, "length_bytes", json_integer((json_int_t)event->length_bytes));
+    }
     if (json && event->kind == ARRAY_RECOVERY_PROGRESS)
         json_object_set_new(json, "phase", json_string(phase_name(event->phase)));
     if (json && event_is_progress(event)) {

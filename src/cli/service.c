@@ -3,6 +3,8 @@
  */
 #include "cli/service.h"
 
+#include "runtime/listener.h"
+
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
@@ -77,7 +79,7 @@ pidfile_check(const char *path, struct error *error)
         return error_set(error, -EEXIST, "%s: exists, and is no pidfile", path);
     if (pid > 0 && pid != (int)getpid() && is_one_of_us(pid))
         return error_set(error, -EBUSY, "%s: the pidfile of process %d, which runs", path, pid);
-    return 0;
+    return place_check(path, error);
 }
 
 int

@@ -213,10 +213,10 @@ reply_mode(struct control *control)
         return control_reply_error(&error);
     }
     reason = control_mode_reason(&status);
-    return json_pack("{s:b, s:s, s:s, s:s?, s:b}", "ok", 1, "mode",
+    return json_pack("{s:b, s:s, s:s, s:o, s:b}", "ok", 1, "mode",
                      control_mode_name(status.journal_mode), "mode_wanted",
-                     control_mode_name(status.journal_mode_wanted), "mode_reason", reason,
-                     "draining", (int)status.draining);
+                     control_mode_name(status.journal_mode_wanted), "mode_reason",
+                     reason ? control_text(reason) : json_null(), "draining", (int)status.draining);
 }
 
 static task_fn json_t *

@@ -2,6 +2,7 @@
  * listener.c: see listener.h.
  */
 #include "runtime/listener.h"
+#include <libgen.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -41,12 +42,29 @@ unix_address(const char *path, struct sockaddr_un *address, struct error *error)
 }
 
 int
+place_check(const char *path, struct error *error)
+{
+    char *const copy = strdup(path);
+    int result = 0;
+
+    if (copy == NULL)
+        return error_set(error, -ENOMEM, "no memory for the path %s", path);
+    if (access(dirname(copy), W_OK | X_OK) < 0)
+        result =
+            error_set(error, -errno, "%s: nothing can be made there: %s", path, strerror(errno));
+    free(copy);
+    return result;
+}
+
+int
 listener_check_unix(const char *path, struct error *error)
 {
     struct sockaddr_un address;
     struct stat status;
     int result = unix_address(path, &address, error);
 
+    if (result == 0)
+        result = place_check(path, error);
     if (result < 0)
         return result;
     if (lstat(path, &status) < 0)

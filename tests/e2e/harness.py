@@ -166,8 +166,8 @@ def resync_offset(path, metadata="1.2"):
 
 def stripelog(*arguments, timeout=60):
     """Run it to its end; the completed process, with its output as text."""
-    return subprocess.run([STRIPELOG, *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
-                          stdin=subprocess.DEVNULL, check=False)
+    return subprocess.run([STRIPELOG, *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True,
+                          encoding="utf-8", errors="backslashreplace", timeout=timeout, check=False)
 
 
 def create(members, *options, level=5, chunk=64, layout=None, metadata="1.2"):

@@ -10,8 +10,8 @@ import socket
 import subprocess
 import time
 
-from harness import (MIB, STRIPELOG, Server, create, digests, expect, images_make, main, need_program, serve_refused,
-                     stripelog, superblock_edit)
+from harness import (MIB, STRIPELOG, WRITE_BACK, Server, create, create_cached, digests, expect, images_make, main,
+                     need_program, serve_refused, stripelog, superblock_edit)
 
 
 def array_new(work, *options, members=4, size=16 * MIB):
@@ -68,13 +68,19 @@ def messages_begin_with_the_program_and_end_with_the_cause(work):
 def a_place_that_cannot_be_listened_on_is_an_error_and_the_array_stays_clean(work):
     paths = array_new(work)
     before = digests(paths)
-    for where in (f"--socket={work}/no/such/dir", "--socket=/proc/socket", f"--socket={work}/{'x' * 200}",
-                  "--listen=192.0.2.1:0"):
+    for where in ("--socket=/proc/socket", f"--socket={work}/{'x' * 200}", "--listen=192.0.2.1:0"):
         ended = stripelog("serve", where, *paths)
         expect(ended.returncode == 1 and ended.stderr, f"{where}: {ended.returncode}")
-    ended = stripelog("serve", f"--pidfile={work}/no/such/dir", f"--socket={work}/s", *paths)
-    expect(ended.returncode == 1 and "no/such/dir" in ended.stderr, ended.stderr)
-    expect(not os.path.exists(f"{work}/s"), "a socket is left")
+    expect(digests(paths) == before, "something was written")
+
+
+def a_directory_that_is_not_there_is_noticed_before_anything_is_written(work):
+    paths = create_cached(work, 4, 16 * MIB)  # each start of it writes superblocks
+    before = digests(paths)
+    for option in ("socket", "control", "pidfile"):
+        ended = stripelog("serve", f"--socket={work}/s", f"--{option}={work}/no/such/dir", "--run=true", *paths)
+        expect(ended.returncode == 1 and "no/such/dir" in ended.stderr, f"--{option}: {ended}")
+        expect(not os.path.exists(f"{work}/s"), "a socket is left")
     expect(digests(paths) == before, "something was written")
 
 
@@ -231,6 +237,26 @@ def events_are_json_lines_when_asked_for(work):
         process.communicate()
 
 
+def events_are_told_of_devices_with_any_name(work):
+    folder = os.fsencode(work) + b"/\xff"
+    os.mkdir(folder)
+    paths = create_cached(os.fsdecode(folder), 4, 16 * MIB)
+    ended = subprocess.run([STRIPELOG, "serve", "--json", f"--socket={work}/s", "--run=true", *paths],
+                           stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True)
+    told = [json.loads(line) for line in ended.stderr.splitlines()]
+    expect([event for event in told if event["event"] == "recovery-done" and "\\xff" in event["text"]], told)
+    for command in ("examine", "journal"):
+        ended = stripelog(command, "--json", *paths)
+        expect(ended.returncode == 0 and f"{work}/\\\\xff/" in ended.stdout, f"{command}: {ended}")
+
+
+def what_is_refused_is_not_said_to_be_dropped(work):
+    paths = create_cached(work, 4, 16 * MIB)
+    ended = stripelog("serve", WRITE_BACK, "--force=drop-journal", "--run=true", *paths)
+    expect(ended.returncode == 1 and "wants a journal" in ended.stderr, ended)
+    expect("is lost" not in ended.stderr, ended.stderr)
+
+
 def a_degraded_start_says_so_once(work):
     paths = array_new(work)
     ended = stripelog("serve", f"--socket={work}/s", "--run=true", *paths[:1], *paths[2:])
@@ -255,9 +281,11 @@ if __name__ == "__main__":
     main(without_a_place_the_socket_is_named_by_the_uuid, the_first_line_on_stdout_is_the_ready_line_alone,
          nothing_listens_when_the_start_is_refused, messages_begin_with_the_program_and_end_with_the_cause,
          a_place_that_cannot_be_listened_on_is_an_error_and_the_array_stays_clean,
+         a_directory_that_is_not_there_is_noticed_before_anything_is_written,
          the_pidfile_goes_when_the_server_stops,
          a_file_that_is_no_pidfile_is_not_replaced, what_is_no_regular_file_is_not_replaced_by_the_pidfile,
          a_start_beside_a_running_server_takes_nothing_from_it, options_that_exclude_each_other_are_refused,
          an_abstract_notify_socket_works, a_signal_during_run_ends_the_command_too,
          a_command_that_ignores_the_signal_is_killed, the_command_sees_uri_and_socket_and_ordinary_signals,
-         events_are_json_lines_when_asked_for, a_degraded_start_says_so_once, the_least_memory_is_enough)
+         events_are_json_lines_when_asked_for, events_are_told_of_devices_with_any_name,
+         what_is_refused_is_not_said_to_be_dropped, a_degraded_start_says_so_once, the_least_memory_is_enough)
