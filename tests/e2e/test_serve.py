@@ -230,7 +230,7 @@ def sigkill_under_load_loses_nothing_acknowledged(work):
         rng = rng_for("sigkill", level)
         paths = array_new(place, level, members)
         model = None
-        for turn in range(3):
+        for turn in range(2):
             server = Server(paths)
             handle = server.connect()
             if model is None:
