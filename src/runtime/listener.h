@@ -23,7 +23,8 @@ struct listener {
  */
 int listener_open_unix(const char *path, struct listener *out, struct error *error) must_check;
 
-/* Whether a file of this name could be made, or replaced, in its directory. The directory's error. */
+/* Whether a file of this name could be made, or replaced, in its directory. The directory's error.
+ */
 int place_check(const char *path, struct error *error) must_check;
 
 /* Whether listener_open_unix could take this path now; changes nothing. Errors as there. */
