@@ -266,6 +266,10 @@ superblocks_record_tail(struct array *array, uint64_t tail_bytes)
     int result;
 
     tokens_take(array->loop, &array->superblock_lock, 1);
+    if (!candidate_written(array, c)) {
+        tokens_give(array->loop, &array->superblock_lock, 1);
+        return -EIO;
+    }
     array->journal_tail = tail_bytes;
     /* It may tear only as any update of it may: the other members say the same but for the tail,
      * and a journal without a valid superblock is one that is missing. */
