@@ -206,12 +206,19 @@ static task_fn void
 resync_checkpoint(void *owner)
 {
     struct array *array = owner;
+    int result = 0;
 
     if (array->activity != ACTIVITY_CLEAN || array->failed || array->journal_failed)
         return;
-    /* What stands in the log would be replayed over what has been mended. */
-    if (array->journal != NULL &&
-        (engine_drain(array->engine) < 0 || journal_checkpoint(array->journal) < 0))
+    /* What stands in the log would be replayed over what has been mended. What is cached there
+     * would keep the tail from passing. */
+    if (array->journal != NULL) {
+        result = engine_drain_and_pause(array->engine);
+        if (result == 0)
+            result = journal_checkpoint(array->journal);
+        engine_cache_again(array->engine);
+    }
+    if (result < 0)
         return;
     /* Writes wait: what is recorded must stay true meanwhile. */
     array->activity = ACTIVITY_STOPPING;

@@ -230,6 +230,9 @@ void engine_write_back(struct engine *engine, bool on);
 /* Everything that was cached before this call is written out; changes go through meanwhile. -EIO:
  * something cannot be, or the journal has failed. */
 task_fn int engine_drain(struct engine *engine) must_check;
+/* The same, and changes go through from then on, until engine_cache_again. */
+task_fn int engine_drain_and_pause(struct engine *engine) must_check;
+void engine_cache_again(struct engine *engine);
 /* The journal, or its superblock, has failed, and no change is under way: the same, without logging
  * anything. */
 task_fn int engine_drain_unlogged(struct engine *engine) must_check;

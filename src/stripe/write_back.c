@@ -309,7 +309,7 @@ drain_pending(struct write_back *wb)
 }
 
 task_fn int
-engine_drain(struct engine *engine)
+engine_drain_and_pause(struct engine *engine)
 {
     struct write_back *wb = engine->write_back;
     uint64_t entry_block;
@@ -321,8 +321,23 @@ engine_drain(struct engine *engine)
     wait_queue_wake_all(engine->loop, &wb->progress);
     while (drain_pending(wb))
         wait_queue_wait(engine->loop, &wb->progress);
-    --wb->draining;
     return cache_oldest(wb->cache, &entry_block) ? -EIO : 0;
+}
+
+void
+engine_cache_again(struct engine *engine)
+{
+    if (engine->write_back != NULL)
+        --engine->write_back->draining;
+}
+
+task_fn int
+engine_drain(struct engine *engine)
+{
+    const int result = engine_drain_and_pause(engine);
+
+    engine_cache_again(engine);
+    return result;
 }
 
 task_fn int
