@@ -32,9 +32,8 @@
  * R6. When the journal fails, nothing more is written for clients: first superblocks that doubt all
  *     parity (resync_offset 0, the journal still listed) if the log holds anything unfinished; then
  *     what was acknowledged is finished (what is cached is written out without the log) and
- *     flushed; then superblocks without the journal. What cannot be written out, because too much
- *     of its stripe is gone or unreadable, is in the log alone: then they stay as they are, dirty
- *     and with the journal, for the next start; unless the log cannot be read as a whole.
+ *     flushed; then superblocks without the journal. What can be written nowhere, because too much
+ *     of its stripe is gone or unreadable, is named as lost, and can be read until the stop.
  *
  * R7. Write-back is used only while no member is missing: at the first failure everything that is
  *     cached is written out, and writes go through.

@@ -260,9 +260,7 @@ array_journal_failed(struct array *array, int error, const char *operation)
 static task_fn void
 journal_give_up(struct array *array)
 {
-    struct write_back_status cache;
     uint64_t resync_from;
-    bool unfinished;
 
     /* A journal whose superblock failed, and not its log, takes no appends any more either. */
     journal_end_waiting(array->journal);
@@ -278,20 +276,11 @@ journal_give_up(struct array *array)
                                                   recorded */
     while (array->writes_in_flight > 0)
         wait_queue_wait(array->loop, &array->quiet);
-    unfinished = engine_drain_unlogged(array->engine) < 0 || journal_unfinished(array->journal);
-    engine_write_back_status(array->engine, &cache);
-    if (cache.blocks > 0 && cache.lost == 0) {
-        array_tell(array, ARRAY_WARNING, NO_MEMBER,
-                   "%s: %" PRIu64 " acknowledged bytes are in the journal alone, and cannot be "
-                   "written out: it stays the array's, as after a crash, for a start that can. "
-                   "--force=drop-journal loses them",
-                   journal_of(array)->device->name, cache.blocks * BLOCK_BYTES);
-        return;
-    }
-    /* With a log that cannot be read to its end a start would bring back what is older. */
-    if (!array->failed)
+    /* What cannot be written leaves its stripe as it was, parity with it. The log cannot keep it:
+     * replayed, it would take what has been written out since for what was there before. */
+    if (engine_drain_unlogged(array->engine) < 0 && !array->failed)
         engine_give_up_cached(array->engine);
-    resync_from = unfinished ? 0 : unsynced_first(&array->unsynced);
+    resync_from = journal_unfinished(array->journal) ? 0 : unsynced_first(&array->unsynced);
     array->journal_struck_off = true;
     /* Each flushes the members first. Two, so that the journal's device is out of the window in
      * which one update behind is current. */

@@ -1135,14 +1135,15 @@ data_lost(struct history *history, const struct array_event *event)
     struct array_status status;
     enum lost mark;
 
-    if (!disk->dead && disk->bad_count == 0 && history->mode->rot_percent == 0)
-        sim_fail("data is lost, and the journal can be read: %s", event->text);
     if (length == 0 || offset % BLOCK_BYTES != 0 || length % BLOCK_BYTES != 0 ||
         offset + length > history->geometry.array_bytes)
         sim_fail("data is lost where there is none: %s", event->text);
     array_status(history->array, &status);
     /* Either it cannot be read, or written nowhere. */
     mark = status.write_back.lost > history->lost_told ? LOST_SURELY : LOST_PERHAPS;
+    if (mark == LOST_SURELY ? !disk->dead && disk->bad_count == 0 && history->mode->rot_percent == 0
+                            : !history->errors_allowed)
+        sim_fail("data is lost that can be read and written: %s", event->text);
     memset(history->lost + offset / BLOCK_BYTES, mark, length / BLOCK_BYTES);
     /* Who is writing may have written there. */
     for (uint32_t i = 0; i < history->model->ops_count; ++i) {
@@ -1482,9 +1483,8 @@ stop(struct history *history)
     if (result == 0 && status.write_back.blocks > 0)
         sim_fail("the array was stopped in good order, and %llu blocks are cached",
                  (unsigned long long)status.write_back.blocks);
-    /* With a journal that failed, what was acknowledged is on the members now, if it could be
-     * written there. */
-    if (result == 0 || (status.journal_failed && !status.failed && status.write_back.blocks == 0)) {
+    /* With a journal that failed, what was acknowledged is on the members now, or named as lost. */
+    if (result == 0 || (status.journal_failed && !status.failed)) {
         model_flushed(history->model, begun, cluster_moment(history->cluster));
         history->stopped_clean = result == 0;
     }

@@ -640,10 +640,9 @@ journal_rots_with_something_stuck(struct story *s)
         gone[b] = true;
 }
 
-/* What rotted is the end of the log: a recovery would bring back what is older. So it is struck
- * off, and what can be written nowhere is named. */
+/* The same where the journal rots. */
 static void
-rotten_journal_keeps_nothing_stuck(void **state)
+rotten_journal_names_what_is_stuck(void **state)
 {
     struct story *const s = *state;
 
@@ -712,34 +711,35 @@ journal_fails_with_something_stuck(struct story *s)
     s->cluster.disks[s->members].faults.write_error_in = 1;
     assert_int_equal(story_put(s, in_row(s, 2, 0, 0), 1, 0x22, false), -EIO);
     assert_int_equal(array_flush(s->array), -EIO);
-    assert_int_equal(s->told[ARRAY_DATA_LOST], 0);
+    assert_int_equal(s->told[ARRAY_DATA_LOST], 1);
     assert_int_equal(cached(s), 1);
     sees_what_was_stuck(s);
     assert_int_equal(array_stop(s->array), -EIO);
 }
 
-/* Only the journal has it: it is not to be struck off then. */
 static void
-failed_journal_keeps_what_is_stuck(void **state)
+sees_what_was_not_stuck(struct story *s)
+{
+    story_expect(s, in_row(s, 1, 0, 0), 1, 0xee);
+}
+
+/* Only the journal has it, which has failed: it is lost, and named. The rest is not in doubt. */
+static void
+failed_journal_names_what_is_stuck(void **state)
 {
     struct story *const s = *state;
-    struct sim_disk *const parity = &s->cluster.disks[4];
 
     s->member_bytes = 512 * KIB;
     setup_array(s, 5, 5, 400);
     play(s, journal_fails_with_something_stuck);
     story_restart(s);
     s->left_out = 1u << 2;
-    s->force = FORCE_DIRTY_DEGRADED; /* parity was in doubt while all else was written out */
+    s->force = FORCE_DROP_JOURNAL | FORCE_DIRTY_DEGRADED;
     s->config.readonly = true;
-    play(s, sees_what_was_stuck);
+    play(s, sees_what_was_not_stuck);
     s->config.readonly = false;
-    story_play(s, sees_what_was_stuck);
-    assert_int_equal(s->started, -EIO);
-    story_restart(s);
-    memset(parity->bad, 0, sizeof parity->bad); /* it comes to itself */
-    parity->bad_count = 0;
-    play(s, sees_what_was_stuck);
+    s->config.journal_mode = JOURNAL_WRITE_THROUGH;
+    play(s, sees_what_was_not_stuck);
     story_restart(s);
 }
 
@@ -1113,6 +1113,140 @@ who_waits_for_room_is_served(void **state)
     }
 }
 
+static unsigned writers, blocks_written;
+
+/* Those go through. */
+static void
+writes_rows(void *arg)
+{
+    struct story *const s = arg;
+
+    for (unsigned i = 0; i < 6; ++i)
+        assert_int_equal(array_write(s->array, s->memory,
+                                     in_row(s, rows_written++ % 50, 0, 0) * BLOCK_BYTES,
+                                     (s->members - 1) * CHUNK_BYTES, false),
+                         0);
+    --writers;
+}
+
+/* And those are cached. */
+static void
+writes_blocks(void *arg)
+{
+    struct story *const s = arg;
+
+    for (unsigned i = 0; i < 16; ++i) {
+        const unsigned number = blocks_written++;
+        const uint64_t block = in_row(s, 60 + number / CHUNK_BLOCKS % 60, 0, number % CHUNK_BLOCKS);
+
+        assert_int_equal(array_write(s->array, s->memory, block * BLOCK_BYTES, BLOCK_BYTES, false),
+                         0);
+        loop_sleep(s->cluster.loop, (20 + number * 7 % 50) * 1000);
+    }
+    --writers;
+}
+
+static void
+resyncs_and_writes(struct story *s)
+{
+    const uint64_t begun_ns = loop_now_ns(s->cluster.loop);
+
+    rows_written = blocks_written = 0;
+    writers = 6;
+    for (unsigned i = 0; i < 3; ++i) {
+        task_start_wait(s->cluster.loop, writes_rows, s);
+        task_start_wait(s->cluster.loop, writes_blocks, s);
+    }
+    assert_true(array_resync_wait(s->array));
+    while (writers > 0)
+        loop_sleep(s->cluster.loop, SECOND / 1000);
+    assert_true(loop_now_ns(s->cluster.loop) - begun_ns < SECOND);
+    assert_int_equal(array_stop(s->array), 0);
+}
+
+/* A resync records how far it is with nothing in the log. What is cached meanwhile would stay there
+ * until it is written out, which may be never. */
+static void
+resync_does_not_wait_for_what_is_cached(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = 2000 * KIB;
+    for (unsigned seed = 1; seed <= 60; ++seed) {
+        setup_array(s, 5, 5, 1000);
+        s->cluster.latency.base_ns *= 1 + seed % 5;
+        for (unsigned d = 0; d <= s->members; ++d)
+            s->superblocks[d].resync_offset_sectors = 0;
+        story_store(s);
+        s->cluster.random.state = seed * 7919;
+        s->config.memory_bytes = 2 * MIB;
+        play(s, resyncs_and_writes);
+        story_restart(s);
+    }
+}
+
+static void
+writes_rows_that_may_fail(void *arg)
+{
+    struct story *const s = arg;
+
+    for (unsigned i = 0; i < 15; ++i)
+        ignored(array_write(s->array, s->memory,
+                            in_row(s, rows_written++ % 100, 0, 0) * BLOCK_BYTES,
+                            (s->members - 1) * CHUNK_BYTES, false));
+    --writers;
+}
+
+static void
+recorded_tail_is_between_tail_and_head(struct story *s)
+{
+    const uint64_t ring = s->ring_blocks * BLOCK_BYTES;
+    struct array_status status;
+    struct superblock sb;
+    uint64_t recorded;
+
+    rows_written = 0;
+    writers = 8;
+    for (unsigned i = 0; i < 8; ++i)
+        task_start_wait(s->cluster.loop, writes_rows_that_may_fail, s);
+    while (writers > 0)
+        loop_sleep(s->cluster.loop, SECOND / 1000);
+    loop_sleep(s->cluster.loop, SECOND);
+    status = status_of(s);
+    assert_int_equal(superblock_decode(s->cluster.disks[s->members].live + SUPER_OFFSET, MINOR,
+                                       s->cluster.disks[s->members].device.size_bytes, &sb, NULL),
+                     0);
+    recorded = sb.journal_tail_sectors * SECTOR_BYTES;
+    assert_true((recorded + ring - status.journal.tail) % ring <=
+                (status.journal.head + ring - status.journal.tail) % ring);
+}
+
+/* Whichever write of the journal's superblock fails: what it still names as the tail is not free.
+ */
+static void
+tail_that_is_not_recorded_does_not_move(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = 2000 * KIB;
+    for (unsigned n = 1; n <= 40; ++n) {
+        setup_array(s, 5, 5, 200);
+        for (unsigned d = 0; d <= s->members; ++d)
+            s->superblocks[d].resync_offset_sectors = 0;
+        story_store(s);
+        s->config.journal_mode = JOURNAL_WRITE_THROUGH;
+        s->config.memory_bytes = 64 * MIB;
+        s->config.journal_checkpoint_bytes = 8 * BLOCK_BYTES;
+        s->cluster.random.state = n * 7919;
+        s->cluster.disks[s->members].faults =
+            (struct sim_faults){.write_error_in = n,
+                                .error_from = SUPER_OFFSET,
+                                .error_end = SUPER_OFFSET + BLOCK_BYTES};
+        story_play(s, recorded_tail_is_between_tail_and_head);
+        story_restart(s);
+    }
+}
+
 /* Stripes with a block each: as many as the ring takes before any is written out, and when. */
 static uint64_t full_of, full_moment;
 
@@ -1168,8 +1302,8 @@ main(int argc, char **argv)
         STORY(dead_journal_costs_what_only_it_held),
         STORY(rotten_block_is_an_error),
         STORY(error_that_passes_harms_nothing_else),
-        STORY(rotten_journal_keeps_nothing_stuck),
-        STORY(failed_journal_keeps_what_is_stuck),
+        STORY(rotten_journal_names_what_is_stuck),
+        STORY(failed_journal_names_what_is_stuck),
         STORY(dropped_blocks_are_read_back),
         STORY(hopeless_write_harms_nothing_cached),
         STORY(quiet_array_writes_out),
@@ -1177,6 +1311,8 @@ main(int argc, char **argv)
         STORY(full_index_makes_room),
         STORY(smallest_ring_is_enough),
         STORY(who_waits_for_room_is_served),
+        STORY(resync_does_not_wait_for_what_is_cached),
+        STORY(tail_that_is_not_recorded_does_not_move),
         STORY(start_takes_over_what_was_cached),
         STORY(start_takes_over_a_full_ring),
     };
