@@ -229,10 +229,11 @@ test_tree()
 # as are the recovery decision over every log of eight steps and parity over all that the kernel wrote.
 unit_tests_valgrind()
 {
-    unit_tests=$(python3 tests/tally.py --unit-tests build/test | tr ' ' '\n' | grep -vxE 'nbd-server-threads|journal_records|golden_layouts' | tr '\n' ' ')
+    unit_tests=$(python3 tests/tally.py --unit-tests build/test | tr ' ' '\n' |
+        grep -vxE 'nbd-server-threads|journal_records|golden_layouts|parity|array_journal' | tr '\n' ' ')
     test_tree valgrind build/test --timeout-multiplier 20 \
         --wrap "valgrind --quiet --error-exitcode=99 --leak-check=no --suppressions=$top/tests/valgrind.supp" \
-        $unit_tests
+        parity array_journal $unit_tests # the longest first
 }
 
 c_files()
