@@ -270,6 +270,8 @@ journal_give_up(struct array *array)
      * blocks that it has torn there are whole in the log, if that is durable. */
     if (!journal_flush_failed(array->journal) && engine_caches(array->engine))
         ignored(device_flush(journal_of(array)->device)); /* then it is as good as it can be */
+    /* Its superblock, if that is what failed, once more: it would be two updates behind else. */
+    array->journal_unwritable = false;
     /* Before the members change any more: a crash now could not count on the log. */
     if (journal_unfinished(array->journal) || engine_caches(array->engine))
         ignored(superblocks_update(array, 0)); /* more members gone than parity covers: no more is

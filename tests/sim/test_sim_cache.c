@@ -1247,6 +1247,98 @@ tail_that_is_not_recorded_does_not_move(void **state)
     }
 }
 
+/* Blocks that were acknowledged with FUA, and when. */
+static struct {
+    uint64_t block, moment;
+} promised[450];
+static unsigned promises, promises_wanted;
+static uint64_t cut_moment;
+
+static void
+promises_blocks(void *arg)
+{
+    struct story *const s = arg;
+
+    while (promises_wanted < ARRAY_LEN(promised)) {
+        const unsigned n = promises_wanted++;
+        const uint64_t block = in_row(s, n / CHUNK_BLOCKS, n % (s->members - 1), n % CHUNK_BLOCKS);
+
+        if (array_write(s->array, s->memory, block * BLOCK_BYTES, BLOCK_BYTES, true) < 0)
+            break;
+        promised[promises].block = block;
+        promised[promises++].moment = cluster_moment(&s->cluster);
+        loop_sleep(s->cluster.loop, n * 7 % 50 * 1000);
+    }
+    --writers;
+}
+
+/* The journal's superblock fails while a resync records how far it is. */
+static void
+journal_superblock_fails(struct story *s)
+{
+    memset(s->memory, 0x44, BLOCK_BYTES);
+    promises = promises_wanted = 0;
+    rot_begins = 0;
+    writers = 4;
+    for (unsigned i = 0; i < 4; ++i)
+        task_start_wait(s->cluster.loop, promises_blocks, s);
+    while (writers > 0 || (s->told[ARRAY_JOURNAL_FAILED] > 0 && cached(s) > 0)) {
+        if (s->told[ARRAY_JOURNAL_FAILED] > 0 && rot_begins == 0)
+            rot_begins = cluster_moment(&s->cluster);
+        loop_sleep(s->cluster.loop, 4000);
+    }
+    loop_sleep(s->cluster.loop, SECOND / 100);
+    rot_ends = cluster_moment(&s->cluster);
+}
+
+static void
+sees_promised(struct story *s)
+{
+    for (unsigned i = 0; i < promises; ++i)
+        if (promised[i].moment <= cut_moment)
+            story_expect(s, promised[i].block, 1, 0x44);
+}
+
+/* A power cut while what is cached goes to the members, unlogged: the journal must still count. */
+static void
+journal_superblock_that_failed_once_is_not_left_behind(void **state)
+{
+    struct story *const s = *state;
+    unsigned cuts = 0;
+
+    s->member_bytes = 2000 * KIB;
+    for (unsigned n = 12; n < 16; ++n)
+        for (unsigned part = 0; part < 24; ++part) {
+            setup_array(s, 5, 5, 1000);
+            for (unsigned d = 0; d <= s->members; ++d)
+                s->superblocks[d].resync_offset_sectors = 0;
+            story_store(s);
+            s->cluster.random.state = n * 7919;
+            s->config.memory_bytes = 2 * MIB;
+            s->cluster.disks[s->members].faults =
+                (struct sim_faults){.write_error_in = n,
+                                    .error_from = SUPER_OFFSET,
+                                    .error_end = SUPER_OFFSET + BLOCK_BYTES};
+            play(s, journal_superblock_fails);
+            if (rot_begins == 0) {
+                story_restart(s);
+                break; /* there were fewer updates */
+            }
+            cut_moment = rot_begins + (rot_ends - rot_begins) * part / 24;
+            story_cut(s, cut_moment, TEAR_NONE);
+            story_play(s, sees_promised);
+            if (s->started < 0) { /* it was struck off by then */
+                story_restart(s);
+                s->force = FORCE_DROP_JOURNAL;
+                s->config.journal_mode = JOURNAL_WRITE_THROUGH;
+                play(s, sees_promised);
+            }
+            story_restart(s);
+            ++cuts;
+        }
+    assert_true(cuts > 0);
+}
+
 /* Stripes with a block each: as many as the ring takes before any is written out, and when. */
 static uint64_t full_of, full_moment;
 
@@ -1313,6 +1405,7 @@ main(int argc, char **argv)
         STORY(who_waits_for_room_is_served),
         STORY(resync_does_not_wait_for_what_is_cached),
         STORY(tail_that_is_not_recorded_does_not_move),
+        STORY(journal_superblock_that_failed_once_is_not_left_behind),
         STORY(start_takes_over_what_was_cached),
         STORY(start_takes_over_a_full_ring),
     };

@@ -394,6 +394,20 @@ MUTATIONS = {
         {"journal/journal.c": [
             ("            space_want(journal);\n", ""),
         ]}),
+    "cached_while_a_resync_records": (
+        "what is cached keeps the tail where a resync needs it to pass",
+        CACHE + "resync_does_not_wait_for_what_is_cached", 1, FAILED_TEST,
+        {"array/array.c": [
+            ("        result = engine_drain_and_pause(array->engine);\n",
+             "        result = engine_drain(array->engine);\n"),
+            ("        engine_cache_again(array->engine);\n", ""),
+        ]}),
+    "journal_left_two_updates_behind": (
+        "R6: a crash while what is cached is written out finds a journal that counts",
+        CACHE + "journal_superblock_that_failed_once_is_not_left_behind", 1, FAILED_TEST,
+        {"array/journaled.c": [
+            ("    array->journal_unwritable = false;\n", ""),
+        ]}),
     "partial_block_completed_from_the_member": (
         "E11: the rest of a block that is cached is in the cache",
         "cache", 100, WRONG_DATA,
