@@ -666,6 +666,8 @@ static int
 check_dirty_degraded(struct decision *d)
 {
     struct assembly *assembly = d->assembly;
+    const bool unjournaled =
+        assembly->journal_expected && assembly->journal_candidate == NO_CANDIDATE;
     char missing[64];
 
     if (!assembly->dirty || assembly->degraded == 0)
@@ -674,16 +676,18 @@ check_dirty_degraded(struct decision *d)
     if (d->options->force & FORCE_DIRTY_DEGRADED) {
         assembly->forced_dirty_degraded = true;
         warn(d,
-             "started although it was not shut down and is degraded (%s): blocks of a missing "
-             "member may read wrong where a write was under way, also blocks that nobody wrote",
-             missing);
+             "started although it %s and is degraded (%s): blocks of a missing member may read "
+             "wrong where a write was under way, also blocks that nobody wrote",
+             unjournaled ? "is without its journal" : "was not shut down", missing);
         return 0;
     }
     return error_set(
         d->error, -EUCLEAN,
         "--force=dirty-degraded starts it nevertheless\n"
-        "the array was not shut down (dirty) and is degraded (without %s): where a write "
-        "was under way parity may be wrong, and what is reconstructed from it garbage",
+        "the array %s and is degraded (without %s): where a write was under way parity may be "
+        "wrong, and what is reconstructed from it garbage",
+        unjournaled ? "is without its journal, which alone knows what was unfinished,"
+                    : "was not shut down (dirty)",
         missing);
 }
 

@@ -976,6 +976,7 @@ an_array_without_its_journal_is_never_trusted_as_clean(void **state)
     absent(w, 1);
     w->options.readonly = true;
     expect(w, -EUCLEAN);
+    expect_text(w->error.text, "without its journal");
     w->options.force = FORCE_DIRTY_DEGRADED;
     expect(w, 0);
     assert_int_equal(w->assembly.resync_from_bytes, 0);
