@@ -417,6 +417,12 @@ tell_recovered(struct array *array)
 {
     const struct recovery_counts *counts = &array->log_counts;
 
+    if (array->log.end == JOURNAL_END_TORN && array->log.torn_follows > 0)
+        array_tell(array, ARRAY_WARNING, NO_MEMBER,
+                   "%s: the log ends at entry %" PRIu64 ", which is torn; %" PRIu64
+                   " valid ones follow it and do not count. A power cut leaves that in a device "
+                   "with a volatile cache; else the journal is damaged, and what they held is lost",
+                   journal_of(array)->device->name, array->log.end_seq, array->log.torn_follows);
     if (counts->data_only_stripes + counts->data_parity_stripes == 0)
         array_tell(array, ARRAY_RECOVERY_DONE, NO_MEMBER, "%s: the journal is clean",
                    journal_of(array)->device->name);

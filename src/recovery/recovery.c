@@ -1103,6 +1103,7 @@ stripes_write_out(struct recovery *recovery, const struct open_stripe *stripes, 
     free(blocks);
     if (result < 0)
         return error_set(error, result,
+                         "--readonly shows the array with it, --force=drop-journal loses it\n"
                          "data that only the journal holds cannot be written out: too much of its "
                          "stripes cannot be read or written; the log keeps it");
     return 0;

@@ -528,6 +528,8 @@ on_the_ring(struct story *s, uint8_t content)
     return NULL;
 }
 
+static uint64_t cut_moment;
+
 /* Moments: what came before was durable; all is on the members, or would be without a power cut. */
 static uint64_t rot_begins, rot_ends;
 #define PARTS 16u
@@ -768,6 +770,37 @@ dropped_blocks_are_read_back(void **state)
     expect_parity(s);
     story_restart(s);
     with_any_left_out(s, sees_many);
+}
+
+static void
+fills_a_log(struct story *s)
+{
+    for (unsigned b = 1; b <= 8; ++b)
+        assert_int_equal(story_put(s, b, 1, (uint8_t)b, true), 0);
+    cut_moment = cluster_moment(&s->cluster);
+}
+
+static void
+sees_the_end_of_the_log(struct story *s)
+{
+    assert_int_equal(s->told[ARRAY_WARNING], 1);
+    story_expect(s, 1, 1, 1);
+    story_expect(s, 2, 1, 2);
+    story_expect(s, 3, 1, 0);
+}
+
+/* Where an entry is torn the log ends, by its format. What may have been lost by that is told. */
+static void
+log_that_ends_early_is_told(void **state)
+{
+    struct story *const s = *state;
+
+    setup_array(s, 5, 5, 64);
+    play(s, fills_a_log);
+    story_cut(s, cut_moment, TEAR_ALL);
+    on_the_ring(s, 3)[77] ^= 0x40;
+    play(s, sees_the_end_of_the_log);
+    story_restart(s);
 }
 
 /* --- What cannot be written ------------------------------------------------------------------ */
@@ -1252,7 +1285,6 @@ static struct {
     uint64_t block, moment;
 } promised[450];
 static unsigned promises, promises_wanted;
-static uint64_t cut_moment;
 
 static void
 promises_blocks(void *arg)
@@ -1397,6 +1429,7 @@ main(int argc, char **argv)
         STORY(rotten_journal_names_what_is_stuck),
         STORY(failed_journal_names_what_is_stuck),
         STORY(dropped_blocks_are_read_back),
+        STORY(log_that_ends_early_is_told),
         STORY(hopeless_write_harms_nothing_cached),
         STORY(quiet_array_writes_out),
         STORY(tail_stays_at_a_cached_block),
