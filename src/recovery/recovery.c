@@ -621,9 +621,16 @@ task_fn int
 recovery_replay(struct recovery *recovery, const struct recovery_target *target,
                 struct error *error)
 {
+    struct device *const device = recovery->config.device;
     int result = 0;
 
     recovery->target = target;
+    /* V2: what a process that was killed has left may still be in the device's cache. */
+    if (device->volatile_cache)
+        result = device_flush(device);
+    if (result < 0)
+        return error_set(error, result, "%s: the journal cannot be flushed: %s", device->name,
+                         strerror(-result));
     phase_begin(recovery, RECOVERY_REPLAYING, recovery->counts.replay_blocks * BLOCK_BYTES);
     if (recovery->rounds)
         result = replay_rounds(recovery, error);
