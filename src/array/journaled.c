@@ -273,9 +273,9 @@ journal_give_up(struct array *array)
     /* Its superblock, if that is what failed, once more: it would be two updates behind else. */
     array->journal_unwritable = false;
     /* Before the members change any more: a crash now could not count on the log. */
-    if (journal_unfinished(array->journal) || engine_caches(array->engine))
-        ignored(superblocks_update(array, 0)); /* more members gone than parity covers: no more is
-                                                  recorded */
+    if ((journal_unfinished(array->journal) || engine_caches(array->engine)) &&
+        superblocks_update(array, 0) < 0)
+        return; /* more members gone than parity covers: no more is recorded, so the log counts */
     while (array->writes_in_flight > 0)
         wait_queue_wait(array->loop, &array->quiet);
     /* What cannot be written leaves its stripe as it was, parity with it. The log cannot keep it:

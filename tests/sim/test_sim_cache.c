@@ -746,6 +746,59 @@ failed_journal_names_what_is_stuck(void **state)
 }
 
 static void
+journal_and_members_fail(struct story *s)
+{
+    assert_int_equal(story_put(s, in_row(s, 0, 0, 0), 1, 0xa0, true), 0);
+    write_through(s);
+    assert_int_equal(array_set_journal_mode(s->array, JOURNAL_WRITE_BACK, &s->error), 0);
+    assert_int_equal(story_put(s, in_row(s, 0, 1, 0), 1, 0xb1, true), 0);
+    assert_int_equal(story_put(s, in_row(s, 1, 0, 0), 1, 0xc1, true), 0);
+    s->cluster.disks[s->members].faults.write_error_in = 1;
+    disk_die(disk_of(s, in_row(s, 0, 2, 0)));
+    disk_die(disk_of(s, in_row(s, 0, 3, 0)));
+    assert_int_equal(story_put(s, in_row(s, 2, 0, 0), 1, 0x22, true), -EIO);
+    assert_int_equal(array_flush(s->array), -EIO);
+    assert_int_equal(array_stop(s->array), -EIO);
+}
+
+static void
+sees_what_they_had(struct story *s)
+{
+    story_expect(s, in_row(s, 0, 0, 0), 1, 0xa0);
+    story_expect(s, in_row(s, 0, 1, 0), 1, 0xb1);
+    story_expect(s, in_row(s, 0, 2, 0), 1, 0);
+    story_expect(s, in_row(s, 0, 3, 0), 1, 0);
+    story_expect(s, in_row(s, 1, 0, 0), 1, 0xc1);
+}
+
+static void
+sees_it_and_stops(struct story *s)
+{
+    sees_what_they_had(s);
+    assert_true(array_resync_wait(s->array));
+    assert_int_equal(array_stop(s->array), 0);
+}
+
+/* A controller that fails takes them all, and gives them back: then the log counts, for nothing
+ * else was said in any superblock. So nothing may be on the members that it does not know of. */
+static void
+log_counts_where_too_much_failed_to_say_otherwise(void **state)
+{
+    struct story *const s = *state;
+
+    s->member_bytes = 512 * KIB;
+    for (unsigned mode = JOURNAL_WRITE_THROUGH; mode <= JOURNAL_WRITE_BACK; ++mode) {
+        setup_array(s, 5, 5, 400);
+        play(s, journal_and_members_fail);
+        story_restart(s);
+        s->config.journal_mode = (enum journal_mode)mode;
+        play(s, sees_it_and_stops);
+        story_restart(s);
+        with_any_left_out(s, sees_what_they_had);
+    }
+}
+
+static void
 keeps_many(struct story *s)
 {
     caches_many(s);
@@ -801,6 +854,73 @@ log_that_ends_early_is_told(void **state)
     on_the_ring(s, 3)[77] ^= 0x40;
     play(s, sees_the_end_of_the_log);
     story_restart(s);
+}
+
+/* A ring as it is with a write that went through in its log, and moments of a start that finds it.
+ */
+static uint8_t *logged_ring;
+static uint64_t start_begins, start_ends;
+
+static void
+logs_a_write(struct story *s)
+{
+    cut_moment = cluster_moment(&s->cluster);
+    assert_int_equal(story_put(s, 1, 1, 0x11, true), 0);
+    logged_ring = aligned_alloc(BLOCK_BYTES, s->ring_blocks * BLOCK_BYTES);
+    memcpy(logged_ring, s->cluster.disks[s->members].live + DATA_OFFSET,
+           s->ring_blocks * BLOCK_BYTES);
+}
+
+/* What a process that was killed has left is in the device's cache. */
+static void
+leaves_the_log_in_the_cache(struct story *s)
+{
+    assert_int_equal(device_write(&s->cluster.disks[s->members].device, logged_ring, DATA_OFFSET,
+                                  s->ring_blocks * BLOCK_BYTES, false),
+                     0);
+    free(logged_ring);
+    start_begins = cluster_moment(&s->cluster);
+}
+
+static void
+has_started(struct story *s)
+{
+    start_ends = cluster_moment(&s->cluster);
+    assert_int_equal(s->status.recovery.data_parity_stripes, 1);
+}
+
+static void
+sees_a_whole_stripe(struct story *s)
+{
+    assert_int_equal(story_get(s, 1), 0);
+    assert_true(s->memory[0] == 0x11 || s->memory[0] == 0);
+    expect_parity(s);
+}
+
+/* Nothing of it may reach a member before it is durable: a power cut would take the log, and leave
+ * a stripe that is half written. */
+static void
+start_takes_nothing_for_durable(void **state)
+{
+    struct story *const s = *state;
+    const unsigned parts = 40;
+
+    for (unsigned part = 0; part <= parts; ++part)
+        for (unsigned tear = 0; tear < TEAR_LAST; ++tear) {
+            setup_array(s, 5, 5, 64);
+            s->config.journal_mode = JOURNAL_WRITE_THROUGH;
+            s->random.state = 10 * part + tear;
+            play(s, logs_a_write);
+            story_cut(s, cut_moment, TEAR_ALL);
+            s->config.readonly = true;
+            play(s, leaves_the_log_in_the_cache);
+            s->config.readonly = false;
+            play(s, has_started);
+            story_cut(s, start_begins + (start_ends - start_begins) * part / parts,
+                      (enum sim_tear)tear);
+            play(s, sees_a_whole_stripe);
+            story_restart(s);
+        }
 }
 
 /* --- What cannot be written ------------------------------------------------------------------ */
@@ -1428,8 +1548,10 @@ main(int argc, char **argv)
         STORY(error_that_passes_harms_nothing_else),
         STORY(rotten_journal_names_what_is_stuck),
         STORY(failed_journal_names_what_is_stuck),
+        STORY(log_counts_where_too_much_failed_to_say_otherwise),
         STORY(dropped_blocks_are_read_back),
         STORY(log_that_ends_early_is_told),
+        STORY(start_takes_nothing_for_durable),
         STORY(hopeless_write_harms_nothing_cached),
         STORY(quiet_array_writes_out),
         STORY(tail_stays_at_a_cached_block),

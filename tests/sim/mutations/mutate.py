@@ -408,6 +408,20 @@ MUTATIONS = {
         {"array/journaled.c": [
             ("    array->journal_unwritable = false;\n", ""),
         ]}),
+    "replayed_before_it_is_durable": (
+        "V2: what is replayed is in the log after a power cut, too",
+        CACHE + "start_takes_nothing_for_durable", 1, FAILED_TEST,
+        {"recovery/recovery.c": [
+            ("    if (device->volatile_cache)\n        result = device_flush(device);\n"
+             "    if (result < 0)\n", "    if (result < 0)\n"),
+        ]}),
+    "written_out_where_nothing_is_recorded": (
+        "R6: nothing goes to the members unlogged before the superblocks say so",
+        CACHE + "log_counts_where_too_much_failed_to_say_otherwise", 1, FAILED_TEST,
+        {"array/journaled.c": [
+            ("        superblocks_update(array, 0) < 0)\n        return;",
+             "        superblocks_update(array, 0) < 0)\n        (void)0;"),
+        ]}),
     "partial_block_completed_from_the_member": (
         "E11: the rest of a block that is cached is in the cache",
         "cache", 100, WRONG_DATA,
