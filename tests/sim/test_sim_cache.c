@@ -50,6 +50,26 @@ setup_array(struct story *s, int level, unsigned members, uint64_t ring_blocks)
     story_store(s);
 }
 
+/* Pages are dropped before the ring is full. */
+static void
+setup_less_memory_than_ring(struct story *s)
+{
+    s->member_bytes = 512 * KIB;
+    setup_array(s, 5, 5, 400);
+    s->config.cache_bytes = 64 * KIB;
+}
+
+/* The first start is to resync all of it. */
+static void
+setup_dirty_array(struct story *s, uint64_t ring_blocks)
+{
+    s->member_bytes = 2000 * KIB;
+    setup_array(s, 5, 5, ring_blocks);
+    for (unsigned d = 0; d <= s->members; ++d)
+        s->superblocks[d].resync_offset_sectors = 0;
+    story_store(s);
+}
+
 static void
 play(struct story *s, void (*run)(struct story *s))
 {
@@ -501,9 +521,7 @@ dead_journal_costs_what_only_it_held(void **state)
 {
     struct story *const s = *state;
 
-    s->member_bytes = 512 * KIB;
-    setup_array(s, 5, 5, 400);
-    s->config.cache_bytes = 64 * KIB;
+    setup_less_memory_than_ring(s);
     play(s, journal_dies);
     expect_parity(s);
     story_restart(s);
@@ -531,7 +549,7 @@ on_the_ring(struct story *s, uint8_t content)
 static uint64_t cut_moment;
 
 /* Moments: what came before was durable; all is on the members, or would be without a power cut. */
-static uint64_t rot_begins, rot_ends;
+static uint64_t trouble_begins, trouble_ends;
 #define PARTS 16u
 
 /* The oldest block, which was dropped, cannot be read back; it may be that only this once it
@@ -544,7 +562,7 @@ journal_rots(struct story *s, bool passes)
 
     caches_many(s);
     assert_int_equal(array_flush(s->array), 0);
-    rot_begins = cluster_moment(&s->cluster);
+    trouble_begins = cluster_moment(&s->cluster);
     rotten = on_the_ring(s, 1);
     rotten[77] ^= 0x40;
     assert_int_equal(story_get(s, nth(s, 0)), -EIO);
@@ -573,7 +591,7 @@ static void
 journal_errs_once(struct story *s)
 {
     journal_rots(s, true);
-    rot_ends = cluster_moment(&s->cluster);
+    trouble_ends = cluster_moment(&s->cluster);
 }
 
 static void
@@ -606,9 +624,7 @@ rotten_block_is_an_error(void **state)
 {
     struct story *const s = *state;
 
-    s->member_bytes = 512 * KIB;
-    setup_array(s, 5, 5, 400);
-    s->config.cache_bytes = 64 * KIB;
+    setup_less_memory_than_ring(s);
     play(s, journal_rots_and_is_struck_off);
     expect_parity(s);
     story_restart(s);
@@ -648,9 +664,7 @@ rotten_journal_names_what_is_stuck(void **state)
 {
     struct story *const s = *state;
 
-    s->member_bytes = 512 * KIB;
-    setup_array(s, 5, 5, 400);
-    s->config.cache_bytes = 64 * KIB;
+    setup_less_memory_than_ring(s);
     play(s, journal_rots_with_something_stuck);
     story_restart(s);
     s->left_out = 1u << 3;
@@ -668,13 +682,10 @@ error_that_passes_harms_nothing_else(void **state)
 {
     struct story *const s = *state;
 
-    s->member_bytes = 512 * KIB;
-    rot_begins = rot_ends = 0;
     for (unsigned part = 0; part <= PARTS; ++part) {
-        setup_array(s, 5, 5, 400);
-        s->config.cache_bytes = 64 * KIB;
+        setup_less_memory_than_ring(s);
         play(s, journal_errs_once);
-        story_cut(s, rot_begins + (rot_ends - rot_begins) * part / PARTS, TEAR_WRITES);
+        story_cut(s, trouble_begins + (trouble_ends - trouble_begins) * part / PARTS, TEAR_WRITES);
         goes_on_without_what_rotted(s);
         s->force = 0;
     }
@@ -816,9 +827,7 @@ dropped_blocks_are_read_back(void **state)
 {
     struct story *const s = *state;
 
-    s->member_bytes = 512 * KIB;
-    setup_array(s, 5, 5, 400);
-    s->config.cache_bytes = 64 * KIB;
+    setup_less_memory_than_ring(s);
     play(s, keeps_many);
     expect_parity(s);
     story_restart(s);
@@ -1217,15 +1226,20 @@ start_takes_over_what_was_cached(void **state)
 
 static unsigned rows_written, rows_wanted;
 
+/* It goes through. */
+static int
+put_row(struct story *s, unsigned row)
+{
+    return array_write(s->array, s->memory, in_row(s, row, 0, 0) * BLOCK_BYTES,
+                       (s->members - 1) * CHUNK_BYTES, false);
+}
+
 static void
 writes_a_row(void *arg)
 {
     struct story *const s = arg;
-    const uint64_t first = in_row(s, 2 + rows_written++, 0, 0);
 
-    assert_int_equal(array_write(s->array, s->memory, first * BLOCK_BYTES,
-                                 (s->members - 1) * CHUNK_BYTES, false),
-                     0);
+    assert_int_equal(put_row(s, 2 + rows_written++), 0);
     --rows_wanted;
 }
 
@@ -1268,21 +1282,17 @@ who_waits_for_room_is_served(void **state)
 
 static unsigned writers, blocks_written;
 
-/* Those go through. */
 static void
 writes_rows(void *arg)
 {
     struct story *const s = arg;
 
     for (unsigned i = 0; i < 6; ++i)
-        assert_int_equal(array_write(s->array, s->memory,
-                                     in_row(s, rows_written++ % 50, 0, 0) * BLOCK_BYTES,
-                                     (s->members - 1) * CHUNK_BYTES, false),
-                         0);
+        assert_int_equal(put_row(s, rows_written++ % 50), 0);
     --writers;
 }
 
-/* And those are cached. */
+/* Those are cached. */
 static void
 writes_blocks(void *arg)
 {
@@ -1324,13 +1334,9 @@ resync_does_not_wait_for_what_is_cached(void **state)
 {
     struct story *const s = *state;
 
-    s->member_bytes = 2000 * KIB;
     for (unsigned seed = 1; seed <= 60; ++seed) {
-        setup_array(s, 5, 5, 1000);
+        setup_dirty_array(s, 1000);
         s->cluster.latency.base_ns *= 1 + seed % 5;
-        for (unsigned d = 0; d <= s->members; ++d)
-            s->superblocks[d].resync_offset_sectors = 0;
-        story_store(s);
         s->cluster.random.state = seed * 7919;
         s->config.memory_bytes = 2 * MIB;
         play(s, resyncs_and_writes);
@@ -1344,10 +1350,16 @@ writes_rows_that_may_fail(void *arg)
     struct story *const s = arg;
 
     for (unsigned i = 0; i < 15; ++i)
-        ignored(array_write(s->array, s->memory,
-                            in_row(s, rows_written++ % 100, 0, 0) * BLOCK_BYTES,
-                            (s->members - 1) * CHUNK_BYTES, false));
+        ignored(put_row(s, rows_written++ % 100));
     --writers;
+}
+
+/* The nth of the journal's. */
+static void
+superblock_write_fails(struct story *s, unsigned n)
+{
+    s->cluster.disks[s->members].faults = (struct sim_faults){
+        .write_error_in = n, .error_from = SUPER_OFFSET, .error_end = SUPER_OFFSET + BLOCK_BYTES};
 }
 
 static void
@@ -1381,20 +1393,13 @@ tail_that_is_not_recorded_does_not_move(void **state)
 {
     struct story *const s = *state;
 
-    s->member_bytes = 2000 * KIB;
     for (unsigned n = 1; n <= 40; ++n) {
-        setup_array(s, 5, 5, 200);
-        for (unsigned d = 0; d <= s->members; ++d)
-            s->superblocks[d].resync_offset_sectors = 0;
-        story_store(s);
+        setup_dirty_array(s, 200);
         s->config.journal_mode = JOURNAL_WRITE_THROUGH;
         s->config.memory_bytes = 64 * MIB;
         s->config.journal_checkpoint_bytes = 8 * BLOCK_BYTES;
         s->cluster.random.state = n * 7919;
-        s->cluster.disks[s->members].faults =
-            (struct sim_faults){.write_error_in = n,
-                                .error_from = SUPER_OFFSET,
-                                .error_end = SUPER_OFFSET + BLOCK_BYTES};
+        superblock_write_fails(s, n);
         story_play(s, recorded_tail_is_between_tail_and_head);
         story_restart(s);
     }
@@ -1430,17 +1435,17 @@ journal_superblock_fails(struct story *s)
 {
     memset(s->memory, 0x44, BLOCK_BYTES);
     promises = promises_wanted = 0;
-    rot_begins = 0;
+    trouble_begins = 0;
     writers = 4;
     for (unsigned i = 0; i < 4; ++i)
         task_start_wait(s->cluster.loop, promises_blocks, s);
     while (writers > 0 || (s->told[ARRAY_JOURNAL_FAILED] > 0 && cached(s) > 0)) {
-        if (s->told[ARRAY_JOURNAL_FAILED] > 0 && rot_begins == 0)
-            rot_begins = cluster_moment(&s->cluster);
+        if (s->told[ARRAY_JOURNAL_FAILED] > 0 && trouble_begins == 0)
+            trouble_begins = cluster_moment(&s->cluster);
         loop_sleep(s->cluster.loop, 4000);
     }
     loop_sleep(s->cluster.loop, SECOND / 100);
-    rot_ends = cluster_moment(&s->cluster);
+    trouble_ends = cluster_moment(&s->cluster);
 }
 
 static void
@@ -1458,25 +1463,18 @@ journal_superblock_that_failed_once_is_not_left_behind(void **state)
     struct story *const s = *state;
     unsigned cuts = 0;
 
-    s->member_bytes = 2000 * KIB;
     for (unsigned n = 12; n < 16; ++n)
         for (unsigned part = 0; part < 24; ++part) {
-            setup_array(s, 5, 5, 1000);
-            for (unsigned d = 0; d <= s->members; ++d)
-                s->superblocks[d].resync_offset_sectors = 0;
-            story_store(s);
+            setup_dirty_array(s, 1000);
             s->cluster.random.state = n * 7919;
             s->config.memory_bytes = 2 * MIB;
-            s->cluster.disks[s->members].faults =
-                (struct sim_faults){.write_error_in = n,
-                                    .error_from = SUPER_OFFSET,
-                                    .error_end = SUPER_OFFSET + BLOCK_BYTES};
+            superblock_write_fails(s, n);
             play(s, journal_superblock_fails);
-            if (rot_begins == 0) {
+            if (trouble_begins == 0) {
                 story_restart(s);
                 break; /* there were fewer updates */
             }
-            cut_moment = rot_begins + (rot_ends - rot_begins) * part / 24;
+            cut_moment = trouble_begins + (trouble_ends - trouble_begins) * part / 24;
             story_cut(s, cut_moment, TEAR_NONE);
             story_play(s, sees_promised);
             if (s->started < 0) { /* it was struck off by then */
